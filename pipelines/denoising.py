@@ -1,0 +1,194 @@
+"""One image in flight, and the contract every family of models keeps."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from PIL.Image import Image
+
+from pipelines.catalog import FamilyFacts, ModelEntry
+from pipelines.guidance import guide
+from pipelines.prompts import Embedding
+from pipelines.request import ImageRequest
+from pipelines.samplers import SamplerChoice, build
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told about one image, one row per row of its forward pass, the unconditional row first.
+
+    Attributes:
+        text: (rows, tokens, dim) hidden states of the text encoders.
+        pooled: (rows, dim) their pooled output.
+        prompt_tokens: how many tokens the prompt has.
+        dropped_tokens: how many of them the text encoders could not read.
+    """
+
+    text: torch.Tensor
+    pooled: torch.Tensor
+    prompt_tokens: int
+    dropped_tokens: int
+
+    @classmethod
+    def of(cls, positive: Embedding, negative: Embedding | None) -> "Conditioning":
+        """Join one image's embeddings; without a negative one the image has no unconditional row."""
+        rows = [positive] if negative is None else [negative, positive]
+        return cls(
+            torch.stack([row.states for row in rows]),
+            torch.stack([row.pooled for row in rows]),
+            positive.tokens,
+            positive.dropped,
+        )
+
+
+@dataclass(eq=False)
+class Denoising:
+    """One image between its first noise and its last latents.
+
+    Attributes:
+        latents: (1, C, h, w) on the device, in the model's dtype.
+        sampler: a diffusers scheduler that belongs to this image alone, its timesteps and sigmas on the CPU.
+        generator: on the CPU, so that a seed gives the same noise on every device.
+        evaluation: how many times the network has been asked so far.
+        extra: (rows, ...) tensors that only the family knows (SDXL's time ids).
+    """
+
+    request: ImageRequest
+    conditioning: Conditioning
+    sampler: Any
+    latents: torch.Tensor
+    generator: torch.Generator
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
+    evaluation: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        """How many network evaluations the sampler needs; second-order ones need about two a step."""
+        return len(self.sampler.timesteps)
+
+    @property
+    def finished(self) -> bool:
+        return self.evaluation >= self.evaluations
+
+    @property
+    def step(self) -> int:
+        """Steps done, in the client's terms (0..request.steps)."""
+        return self.evaluation * self.request.steps // self.evaluations
+
+    @property
+    def rows(self) -> int:
+        return self.request.rows
+
+    @property
+    def timestep(self) -> torch.Tensor:
+        """The present timestep, a scalar on the CPU."""
+        timestep: torch.Tensor = self.sampler.timesteps[self.evaluation]
+        return timestep
+
+    def model_input(self) -> torch.Tensor:
+        """The network's input for this image, (rows, C, h, w)."""
+        latents = torch.cat([self.latents] * self.rows) if self.rows > 1 else self.latents
+        if hasattr(self.sampler, "scale_model_input"):
+            scaled: torch.Tensor = self.sampler.scale_model_input(latents, self.timestep)
+            return scaled
+        return latents
+
+    def advance(self, prediction: torch.Tensor) -> None:
+        """Take the sampler's own step.
+
+        Args:
+            prediction: the network's output for this image's rows, (rows, C, h, w).
+        """
+        guided = guide(prediction, self.request.guidance_scale)
+        keywords = {"generator": self.generator} if _draws_noise(self.sampler.__class__) else {}
+        stepped = self.sampler.step(guided, self.timestep, self.latents, return_dict=False, **keywords)[0]
+        self.latents = stepped.to(self.latents.dtype)
+        self.evaluation += 1
+
+
+@cache
+def _draws_noise(sampler_class: Any) -> bool:
+    return "generator" in inspect.signature(sampler_class.step).parameters
+
+
+class Family(ABC):
+    """One loaded model. All methods run on the GPU thread, under inference mode.
+
+    A module of `pipelines.families` defines one subclass and names its `facts`; nothing else needs to know it.
+    """
+
+    facts: ClassVar[FamilyFacts]
+    pipeline_class: ClassVar[str]
+    """The diffusers pipeline whose checkpoints this family loads."""
+
+    entry: ModelEntry
+    device: torch.device
+    dtype: torch.dtype
+    vae: Any
+    scheduler_config: Mapping[str, Any]
+
+    @classmethod
+    @abstractmethod
+    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "Family":
+        """Load the checkpoint.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of another family.
+        """
+
+    @abstractmethod
+    def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
+        """Encode the prompts of many images together."""
+
+    @abstractmethod
+    def begin(self, request: ImageRequest, conditioning: Conditioning) -> Denoising:
+        """Draw an image's first noise and build its sampler."""
+
+    @abstractmethod
+    def predict(self, batch: Sequence[Denoising]) -> list[torch.Tensor]:
+        """The one network call: a (rows, C, h, w) prediction for each image of the batch."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode (N, C, h, w) latents to (N, 3, H, W) pixels in -1..1."""
+
+    @property
+    @abstractmethod
+    def modules(self) -> tuple[Any, ...]:
+        """The networks besides the VAE."""
+
+    def place(self) -> None:
+        """Put the networks on the device, for inference, in the dtypes they are to run in."""
+        for module in self.modules:
+            module.requires_grad_(False).eval().to(self.device)
+        overflows = self.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
+        # A VAE is cheap on a CPU, and bfloat16's eight bits of mantissa band its smooth skies.
+        precise = overflows or self.device.type == "cpu"
+        self.vae.requires_grad_(False).eval().to(device=self.device, dtype=torch.float32 if precise else self.dtype)
+
+    def new_sampler(self, request: ImageRequest) -> Any:
+        """This request's own sampler, from the checkpoint's own scheduler config."""
+        choice = SamplerChoice(request.sampler, request.schedule)
+        return build(choice, self.facts.prediction, self.scheduler_config, request.seed)
+
+    def noise(self, request: ImageRequest, channels: int, factor: int) -> tuple[torch.Tensor, torch.Generator]:
+        """A request's first noise, (1, channels, height / factor, width / factor), and its generator.
+
+        Drawn on the CPU in the model's dtype, as diffusers' pipelines do for a CPU generator.
+        """
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        shape = (1, channels, request.height // factor, request.width // factor)
+        noise = torch.randn(shape, generator=generator, dtype=self.dtype)
+        return noise.to(self.device), generator
+
+
+def to_pictures(pixels: torch.Tensor) -> list[Image]:
+    """Turn (N, 3, H, W) pixels in -1..1 into RGB pictures, rounding as diffusers' image processor does."""
+    import PIL.Image
+
+    values = (pixels.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+    return [PIL.Image.fromarray((value * 255).round().astype("uint8")) for value in values]

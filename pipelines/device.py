@@ -1,0 +1,54 @@
+"""Choosing where and in which precision models run."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, its name for people, and the dtype that is quickest on it without harm to the picture."""
+
+    torch_device: torch.device
+    name: str
+    dtype: torch.dtype
+    memory_bytes: int | None
+
+    def dtype_for(self, wanted: str) -> torch.dtype:
+        """The torch dtype of a catalogue entry's `dtype`."""
+        dtype: torch.dtype = self.dtype if wanted == "auto" else getattr(torch, wanted)
+        return dtype
+
+    def __str__(self) -> str:
+        memory = f", {self.memory_bytes / 2**30:.0f} GiB" if self.memory_bytes else ""
+        return f"{self.name} ({self.torch_device.type}{memory}, {str(self.dtype).removeprefix('torch.')})"
+
+
+def pick_device(wanted: str = "auto") -> Device:
+    """The best device there is, or the one asked for.
+
+    Raises:
+        ValueError: the device asked for is not here.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(name for name, there in available.items() if there) if wanted == "auto" else wanted.split(":")[0]
+    if not available.get(kind):
+        there = ", ".join(name for name, here in available.items() if here)
+        raise ValueError(f"device {wanted!r} is not available; there is: {there}.")
+    return {"cuda": _cuda, "mps": _mps, "cpu": _cpu}[kind](wanted)
+
+
+def _cuda(wanted: str) -> Device:
+    device = torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted)
+    properties = torch.cuda.get_device_properties(device)
+    dtype = torch.bfloat16 if properties.major >= 8 else torch.float16
+    return Device(device, properties.name, dtype, properties.total_memory)
+
+
+def _mps(wanted: str) -> Device:
+    return Device(torch.device("mps"), "Apple GPU", torch.float16, None)
+
+
+def _cpu(wanted: str) -> Device:
+    cores = torch.get_num_threads()
+    return Device(torch.device("cpu"), f"CPU with {cores} cores", torch.float32, None)

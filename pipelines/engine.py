@@ -1,0 +1,161 @@
+"""The engine: the four verbs a scheduler may ask of the GPU thread. It knows no family and no policy.
+
+encode -> begin -> step, step, step -> finish. One image's failure is a value in that image's place, so its
+neighbours never notice.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from PIL.Image import Image
+
+from pipelines.catalog import ModelEntry
+from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
+from pipelines.device import Device
+from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
+from pipelines.request import ImageRequest
+from pipelines.residency import Residency, free_memory
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def _inference(function: Callable[P, T]) -> Callable[P, T]:
+    """Inference mode belongs to a thread, so each verb enters it for itself."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+class Engine:
+    """Everything that touches tensors. Call its methods from one thread only.
+
+    Args:
+        device: from `pick_device`.
+        resident_models: how many models may be loaded at once.
+    """
+
+    def __init__(self, device: Device, resident_models: int = 2) -> None:
+        self.device = device
+        self._residency = Residency(device, resident_models)
+
+    @property
+    def resident(self) -> list[str]:
+        """The names of the loaded models."""
+        return self._residency.names
+
+    def has_room(self, busy: Collection[str]) -> bool:
+        """Whether another model could be loaded while the busy ones stay."""
+        return self._residency.has_room(busy)
+
+    @_inference
+    def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
+        """Load a model if it isn't, evicting idle ones over the limit.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        self._residency.get(entry, busy)
+
+    @_inference
+    def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
+        """Encode prompts together; in each place the conditioning, or why that one failed."""
+        family = self._residency.get(entry)
+        return _isolated(requests, family.encode, self.device.torch_device)
+
+    @_inference
+    def begin(
+        self, entry: ModelEntry, requests: Sequence[ImageRequest], encoded: Sequence[Conditioning | Exception]
+    ) -> list[Denoising | Exception]:
+        """Draw each image's noise and build its sampler; a failed encoding stays the failure it is."""
+        family = self._residency.get(entry)
+        return [
+            conditioning if isinstance(conditioning, Exception) else _attempt(family.begin, request, conditioning)
+            for request, conditioning in zip(requests, encoded, strict=True)
+        ]
+
+    @_inference
+    def step(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Exception | None]:
+        """One forward pass for the whole batch, then each image's own sampler; in each place None or why it failed.
+
+        All images of the batch share one `BatchKey`.
+        """
+        family = self._residency.get(entry)
+        predictions = _isolated(batch, family.predict, self.device.torch_device)
+        outcomes = [
+            prediction if isinstance(prediction, Exception) else _attempt(image.advance, prediction)
+            for image, prediction in zip(batch, predictions, strict=True)
+        ]
+        self._synchronize()
+        return outcomes
+
+    @_inference
+    def finish(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Image | Exception]:
+        """Decode finished images of one size together; in each place the RGB picture, or why there is none."""
+        family = self._residency.get(entry)
+        return _isolated(batch, lambda images: _decode(family, images), self.device.torch_device)
+
+    def _synchronize(self) -> None:
+        """The one wait of a step: without it progress runs ahead of the GPU."""
+        if self.device.torch_device.type == "cuda":
+            torch.cuda.synchronize(self.device.torch_device)
+        elif self.device.torch_device.type == "mps":
+            torch.mps.synchronize()
+
+
+def _decode(family: Family, images: Sequence[Denoising]) -> list[Image | Exception]:
+    latents = torch.cat([image.latents for image in images])
+    sound = torch.isfinite(latents).flatten(1).all(dim=1)
+    pixels = family.decode(latents)
+    sound &= torch.isfinite(pixels).flatten(1).all(dim=1)
+    pictures = to_pictures(torch.nan_to_num(pixels))
+    failure = 'the picture came out as not-a-number; try dtype = "float32" or another VAE for this model.'
+    return [picture if good else NotANumber(failure) for picture, good in zip(pictures, sound.tolist(), strict=True)]
+
+
+def _isolated(
+    items: Sequence[Item],
+    work: Callable[[Sequence[Item]], Sequence[Result | Exception]],
+    device: torch.device,
+) -> list[Result | Exception]:
+    """Do work on a batch; if it fails, on its halves, until the failure belongs to single items.
+
+    `work` must leave its items as they were when it raises, so that it can simply be done again.
+    """
+    failure = None
+    try:
+        return list(work(items))
+    except Exception as error:
+        failure = _as_image_failure(error)
+    # Outside the except block: its traceback would keep the failed forward's tensors alive.
+    if isinstance(failure, ImageTooLarge):
+        free_memory(device)
+    if len(items) == 1:
+        return [failure]
+    half = len(items) // 2
+    return _isolated(items[:half], work, device) + _isolated(items[half:], work, device)
+
+
+def _attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return _as_image_failure(error)
+
+
+def _as_image_failure(error: Exception) -> Exception:
+    """What a client is told; the original stays as the cause, without its frames."""
+    if isinstance(error, PipelineError):
+        return error.with_traceback(None)
+    if isinstance(error, torch.OutOfMemoryError):
+        return ImageTooLarge("the device has too little memory for this picture; ask for a smaller size.")
+    failure = ImageFailed(f"the picture failed while it was computed ({type(error).__name__}: {str(error)[:300]})")
+    return failure

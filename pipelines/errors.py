@@ -1,0 +1,55 @@
+"""The errors pipelines can raise; none of them knows HTTP.
+
+PipelineError
+├── CatalogError          models.toml says something it may not (place and remedy in the message)
+├── CheckpointError       a checkpoint is missing, damaged, of another family or not safetensors
+├── InvalidRequest        one field of a request breaks a rule
+│   └── UnknownModel      the model named is not in the catalogue
+└── ImageFailed           this one image could not be made
+    ├── NotANumber        its latents or pixels are not finite
+    └── ImageTooLarge     it does not fit in the device's memory, even alone
+"""
+
+
+class PipelineError(Exception):
+    """Everything this package raises on purpose."""
+
+
+class CatalogError(PipelineError):
+    """models.toml cannot be used; the message says where and what to write instead."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint cannot be loaded; the message names the file and the remedy."""
+
+
+class InvalidRequest(PipelineError):
+    """A request's field breaks a rule.
+
+    Args:
+        field: the field's name as a client writes it.
+        message: the rule that was broken and what is allowed.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownModel(InvalidRequest):
+    """The catalogue has no such model."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("model", message)
+
+
+class ImageFailed(PipelineError):
+    """This image failed; its neighbours in the batch did not."""
+
+
+class NotANumber(ImageFailed):
+    """The image's latents or pixels hold NaN or infinity."""
+
+
+class ImageTooLarge(ImageFailed):
+    """The image does not fit in the device's memory, even in a batch of its own."""

@@ -1,0 +1,1 @@
+"""The process: HTTP, decisions and people."""

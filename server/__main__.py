@@ -1,0 +1,5 @@
+"""`python -m server` is `darkroom`."""
+
+from server.cli import main
+
+main()

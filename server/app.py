@@ -1,0 +1,129 @@
+"""The application: where the parts of a server are put together, and nowhere else."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from litestar import Litestar, Request, Response, get
+from litestar.datastructures import MutableScopeHeaders, State
+from litestar.di import Provide
+from litestar.response import Redirect
+from litestar.static_files import create_static_files_router
+from litestar.types import Message, Scope
+
+from pipelines.catalog import Catalog
+from pipelines.errors import CheckpointError
+from server.disconnect import ClientGone
+from server.errors import handle
+from server.gpu import GpuThread
+from server.jobs import Jobs
+from server.openapi import openapi_config
+from server.routes import controllers
+from server.scheduling.loop import EngineVerbs, Scheduler
+from server.settings import Settings
+from server.state import Readiness, Services
+from storage.database import Database
+
+log = logging.getLogger(__name__)
+
+WEB = Path(__file__).parent / "web"
+
+
+def create_app(settings: Settings, catalog: Catalog, new_engine: Callable[[], EngineVerbs]) -> Litestar:
+    """A server that listens nowhere yet.
+
+    Args:
+        settings: the machine's.
+        catalog: the models it offers.
+        new_engine: makes the engine; called on the GPU thread once the server starts.
+    """
+
+    @asynccontextmanager
+    async def running(app: Litestar) -> AsyncIterator[None]:
+        async with _services(settings, catalog, new_engine) as services:
+            app.state.services = services
+            yield
+
+    return Litestar(
+        route_handlers=[*controllers(), home, create_static_files_router("/assets", [WEB])],
+        dependencies={"services": Provide(_from_state, sync_to_thread=False)},
+        exception_handlers={Exception: handle, ClientGone: _nobody},
+        lifespan=[running],
+        before_send=[_name_request],
+        openapi_config=openapi_config(version("darkroom")),
+        logging_config=None,
+    )
+
+
+@get("/", include_in_schema=False, sync_to_thread=False)
+def home() -> Redirect:
+    """A person who opens the server lands on its documentation."""
+    return Redirect("/docs")
+
+
+@asynccontextmanager
+async def _services(
+    settings: Settings, catalog: Catalog, new_engine: Callable[[], EngineVerbs]
+) -> AsyncIterator[Services]:
+    """Start the parts in order, hand them out, and stop them in the opposite order."""
+    database = await Database.open(settings.data)
+    gpu = GpuThread()
+    try:
+        engine = await gpu(new_engine)
+        scheduler = Scheduler(engine, gpu, max_rows=settings.max_rows, queue_limit=settings.queue_limit)
+        jobs = Jobs(database, settings.data, scheduler)
+        await jobs.recover()
+        services = Services(settings, catalog, scheduler, jobs, Readiness({"models": "the default model is loading"}))
+        worker = asyncio.create_task(scheduler.run())
+        worker.add_done_callback(lambda task: _stopped(task, services.readiness))
+        loading = asyncio.create_task(_load_default(services, gpu))
+        try:
+            yield services
+        finally:
+            for task in (loading, worker):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+    finally:
+        gpu.close()
+        await database.close()
+
+
+async def _load_default(services: Services, gpu: GpuThread) -> None:
+    """Load the default model before anybody asks for it; other models load when they are first wanted."""
+    entry = services.catalog.resolve(None)
+    try:
+        await gpu(services.scheduler.engine.load, entry, set())
+    except CheckpointError as error:
+        log.error("the default model cannot be loaded: %s", error)
+        services.readiness.missing["models"] = str(error)
+    else:
+        del services.readiness.missing["models"]
+        log.info("ready: %s is loaded", entry.name)
+
+
+def _stopped(task: "asyncio.Task[None]", readiness: Readiness) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.critical("the scheduler stopped", exc_info=error)
+        readiness.missing["scheduler"] = "it stopped unexpectedly; restart the server"
+
+
+def _from_state(state: State) -> Services:
+    services: Services = state.services
+    return services
+
+
+async def _name_request(message: Message, scope: Scope) -> None:
+    """Every answer has an id by which the log can be searched."""
+    if message["type"] == "http.response.start":
+        MutableScopeHeaders(message).setdefault("x-request-id", uuid4().hex)
+
+
+def _nobody(request: Request[Any, Any, Any], error: ClientGone) -> Response[None]:
+    """499, as nginx calls it; it reaches no one."""
+    return Response(None, status_code=499)

@@ -1,0 +1,88 @@
+"""The command line: `darkroom serve | generate | models | doctor`."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines.errors import PipelineError
+from server.settings import Settings, SettingsError
+from storage.errors import StorageError
+
+
+def _explained(command: Callable[..., None]) -> Callable[..., None]:
+    """End with one line that helps, not with a traceback, for every error that was foreseen."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (PipelineError, StorageError, SettingsError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="darkroom")
+def main() -> None:
+    """Darkroom: an image-generation server of your own."""
+
+
+@main.command()
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder for the database and pictures.  [default: data]")
+@_explained
+def serve(host: str | None, port: int | None, data: Path | None) -> None:
+    """Start the server."""
+    from server.serving import serve_forever
+
+    sys.exit(serve_forever(Settings.from_environment(host=host, port=port, data=data)))
+
+
+@main.command()
+@click.argument("prompt")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write: .png .jpg .webp")
+@click.option("--model", help="Model or alias from models.toml.")
+@click.option("--negative", "negative_prompt", help="What the picture should not show.")
+@click.option("--size", help="WIDTHxHEIGHT in pixels.")
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance", "guidance_scale", type=float, help="Guidance scale; 1 turns guidance off.")
+@click.option("--sampler", help='Such as "Euler a" or "DPM++ 2M Karras".')
+@click.option("--schedule", help="Such as karras or beta.")
+@click.option("--seed", type=int, help="The same seed makes the same picture.")
+@click.option("-n", "count", type=click.IntRange(1, 10), help="How many pictures.")
+@_explained
+def generate(prompt: str, output: Path | None, count: int | None, **options: Any) -> None:
+    """Make a picture in this process, without a server."""
+    from server.offline import generate_files
+
+    given = {name: value for name, value in options.items() if value is not None}
+    for path in generate_files(Settings.from_environment(), {"prompt": prompt, "n": count} | given, output):
+        click.echo(path)
+
+
+@main.command()
+@_explained
+def models() -> None:
+    """List the configured models, where they come from, whether they are there and what memory they need."""
+    from server.inspection import model_lines
+
+    for line in model_lines(Settings.from_environment()):
+        click.echo(line)
+
+
+@main.command()
+@_explained
+def doctor() -> None:
+    """Check torch, device, memory, disk, models.toml and database, and say what to do about each problem."""
+    from server.inspection import examine
+
+    findings = list(examine(Settings.from_environment()))
+    for finding in findings:
+        click.echo(str(finding))
+    sys.exit(any(finding.problem for finding in findings))

@@ -1,0 +1,190 @@
+"""The body of an image generation as clients write it, and the order it becomes."""
+
+import re
+import secrets
+from typing import Any
+
+import msgspec
+
+from pipelines.catalog import Catalog, ModelEntry
+from pipelines.errors import InvalidRequest
+from pipelines.request import MAX_SEED, Wishes, check_range, settle
+from pipelines.sizes import parse_size, quality_steps, size_of_ratio
+from server.errors import MissingField, UnknownField, UnsupportedField
+from server.jobs import Order
+from storage.media import ImageFormat
+
+MAX_IMAGES = 10
+MAX_PRIORITY = 10
+
+
+class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What POST /v1/images/generations reads. A field that is null or absent is left to the model's defaults."""
+
+    prompt: str | None = None
+    model: str | None = None
+    n: int | None = None
+    size: str | None = None
+    quality: str | None = None
+    style: str | None = None
+    response_format: str | None = None
+    output_format: str | None = None
+    output_compression: int | None = None
+    background: str | None = None
+    moderation: str | None = None
+    input_fidelity: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    negative_prompt: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    aspect_ratio: str | None = None
+    clip_skip: int | None = None
+    priority: int | None = None
+    session_id: str | None = None
+
+
+# Other spellings that clients use, beside the camelCase of every field.
+ALIASES = {"cfg_scale": "guidance_scale", "num_images": "n", "num_inference_steps": "steps", "scheduler": "schedule"}
+
+# Part of the API, not of this server yet; each is an error that says so, unless it asks for nothing.
+LATER = {
+    "stream": "streaming",
+    "partial_images": "streaming",
+    "async": "asynchronous jobs",
+    "image": "edits",
+    "mask": "edits",
+    "strength": "edits",
+    "reference_images": "reference images",
+    "control": "control images",
+    "loras": "LoRAs",
+    "preset": "presets",
+    "hires_fix": "hires fix",
+    "refiner": "the refiner",
+    "watermark": "watermarks",
+    "tags": "tags",
+    "public": "public images",
+}
+
+
+def read_body(data: dict[str, Any]) -> GenerationBody:
+    """Check the fields' names and types.
+
+    Raises:
+        InvalidRequest: naming the field as the client wrote it.
+    """
+    fields: dict[str, Any] = {}
+    for written, value in data.items():
+        name = _canonical(written)
+        if name in LATER and value not in (None, False, 0, [], {}, ""):
+            raise UnsupportedField(written, f"{written}: this server does not do {LATER[name]} yet; leave it out.")
+        if name in LATER:
+            continue
+        if name not in GenerationBody.__struct_fields__:
+            known = ", ".join(GenerationBody.__struct_fields__)
+            raise UnknownField(written[:80], f"Unknown field {written[:80]!r}. Known: {known}.")
+        elif value is not None:
+            if fields.setdefault(name, value) != value:
+                raise InvalidRequest(written, f"{written} is given twice, with different values.")
+    try:
+        return msgspec.convert(fields, GenerationBody)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        place = re.search(r"`\$\.(\w+)", message)
+        field = place[1] if place else "body"
+        raise InvalidRequest(field, f"{field}: {message.split(' - at ')[0]}.") from error
+
+
+def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
+    """Settle what a client wants against the catalogue.
+
+    Raises:
+        InvalidRequest, UnknownModel: naming the field, the rule and the remedy.
+    """
+    if body.prompt is None:
+        raise MissingField("prompt", "prompt is required; describe the picture you want.")
+    count = 1 if body.n is None else body.n
+    check_range("n", count, 1, MAX_IMAGES)
+    check_range("priority", body.priority or 0, -MAX_PRIORITY, MAX_PRIORITY)
+    if body.output_compression is not None:
+        check_range("output_compression", body.output_compression, 0, 100)
+    if body.background == "transparent":
+        raise InvalidRequest("background", "background: this model cannot make transparent pictures; use opaque.")
+    entry = catalog.resolve(body.model)
+    quality, steps = quality_steps(body.quality, entry)
+    seed = _seed(body.seed, count)
+    width, height = _size(body, entry)
+    wishes = Wishes(
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        width=width,
+        height=height,
+        steps=steps if body.steps is None else body.steps,
+        guidance_scale=body.guidance_scale,
+        sampler=body.sampler,
+        schedule=body.schedule,
+        clip_skip=body.clip_skip,
+    )
+    return Order(
+        owner_id=owner_id,
+        entry=entry,
+        requests=[settle(wishes, entry, seed + index) for index in range(count)],
+        format=image_format(body.output_format),
+        compression=body.output_compression,
+        priority=body.priority or 0,
+        session_id=_short("session_id", body.session_id),
+        user=_short("user", body.user),
+        safety_identifier=_short("safety_identifier", body.safety_identifier),
+        notes={"quality": quality},
+    )
+
+
+def wants_base64(body: GenerationBody) -> bool:
+    """Whether the picture itself is to be in the response, by OpenAI's rules of who gets what unasked."""
+    if body.response_format not in (None, "url", "b64_json"):
+        raise InvalidRequest("response_format", "response_format must be url or b64_json.")
+    if body.response_format is not None:
+        return body.response_format == "b64_json"
+    return (body.model or "").startswith(("gpt-image", "chatgpt-image")) or body.output_format is not None
+
+
+def image_format(written: str | None) -> ImageFormat:
+    name = {"jpg": "jpeg"}.get((written or "png").lower(), (written or "png").lower())
+    if name not in list(ImageFormat):
+        raise InvalidRequest("output_format", f"output_format must be png, jpeg or webp, not {name[:24]!r}.")
+    return ImageFormat(name)
+
+
+def _seed(written: int | None, count: int) -> int:
+    if written is None or written == -1:
+        # Short enough to read out, and to type into tools that stop at 32 bits.
+        return secrets.randbelow(2**32 - MAX_IMAGES)
+    check_range("seed", written, 0, MAX_SEED - count + 1)
+    return written
+
+
+def _size(body: GenerationBody, entry: ModelEntry) -> tuple[int | None, int | None]:
+    if body.width is not None or body.height is not None:
+        return body.width, body.height
+    if body.size is not None and body.size.strip().lower() != "auto":
+        return parse_size(body.size)
+    if body.aspect_ratio is not None:
+        return size_of_ratio(body.aspect_ratio, entry)
+    return None, None
+
+
+def _canonical(written: str) -> str:
+    """The field's name in snake case, aliases resolved."""
+    name = re.sub(r"(?<=[a-z])[A-Z]", lambda match: "_" + match[0].lower(), written)
+    return ALIASES.get(name, name)
+
+
+def _short(field: str, text: str | None) -> str | None:
+    if text is not None and len(text) > 256:
+        raise InvalidRequest(field, f"{field} has {len(text)} characters; at most 256 are allowed.")
+    return text

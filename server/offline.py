@@ -1,0 +1,81 @@
+"""Making pictures in this process, without a server: the same settling, scheduler and engine, no database."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.catalog import load_catalog
+from pipelines.device import pick_device
+from pipelines.engine import Engine
+from pipelines.errors import InvalidRequest
+from pipelines.families import family_facts
+from pipelines.infotext import metadata
+from server.generation import image_format, order_of, read_body
+from server.gpu import GpuThread
+from server.jobs import Order
+from server.scheduling.loop import Scheduler
+from server.scheduling.queue import Picture, Ticket
+from server.settings import Settings
+from server.state import LOCAL_OWNER
+from storage.encoding import encode
+
+
+def generate_files(settings: Settings, fields: dict[str, Any], output: Path | None) -> list[Path]:
+    """Make the pictures a request asks for and write them; several are numbered.
+
+    Raises:
+        PipelineError: the request or the model is at fault.
+    """
+    if output is not None:
+        image_format(output.suffix.removeprefix(".") or "png")
+        if not output.absolute().parent.is_dir():
+            raise InvalidRequest("output", f"There is no folder {output.absolute().parent}.")
+        fields = fields | {"output_format": output.suffix.removeprefix(".") or "png"}
+    order = order_of(read_body(fields), load_catalog(settings.models, family_facts()), LOCAL_OWNER)
+    pictures = asyncio.run(_make(settings, order))
+    paths = _paths(output, order)
+    for path, request, picture in zip(paths, order.requests, pictures, strict=True):
+        path.write_bytes(encode(picture.image, order.format, metadata(request, order.entry), order.compression))
+    return paths
+
+
+async def _make(settings: Settings, order: Order) -> Sequence[Picture]:
+    gpu = GpuThread()
+    engine = Engine(pick_device(settings.device), settings.resident_models)
+    scheduler = Scheduler(engine, gpu, max_rows=settings.max_rows, queue_limit=settings.queue_limit)
+    worker = asyncio.create_task(scheduler.run())
+    try:
+        total = sum(request.steps for request in order.requests)
+        with tqdm(total=total, desc=f"loading {order.entry.name}", unit="step", bar_format=_BAR) as bar:
+            tickets: list[Ticket] = []
+
+            def watch(_: Ticket) -> None:
+                done = sum(ticket.step if ticket.live else ticket.request.steps for ticket in tickets)
+                bar.set_description("denoising" if done < total else "decoding", refresh=False)
+                bar.n = done
+                bar.refresh()
+
+            for request in order.requests:
+                tickets.append(scheduler.submit(order.entry, request, watch=watch))
+            return await asyncio.gather(*(ticket.future for ticket in tickets))
+    finally:
+        worker.cancel()
+        await asyncio.wait({worker})
+        gpu.close()
+
+
+_BAR = "{desc}: {bar} {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}]"
+
+
+def _paths(output: Path | None, order: Order) -> list[Path]:
+    """The files to write; without a name from the user, one made of the prompt's own words."""
+    if output is None:
+        words = re.findall(r"[a-z0-9]+", order.requests[0].prompt.lower())[:6] or ["picture"]
+        output = Path(f"{'-'.join(words)}-{order.requests[0].seed}.{order.format.value}")
+    if len(order.requests) == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{index}") for index in range(1, len(order.requests) + 1)]

@@ -1,0 +1,35 @@
+"""An image's facts in the words of the playground frontend, wherever they are sent."""
+
+from datetime import datetime
+from typing import Any
+
+from storage.records import ImageRecord
+
+
+def image_facts(image: ImageRecord) -> dict[str, Any]:
+    """One image as the playground frontend reads it."""
+    return {
+        "id": image.id,
+        "prompt": image.prompt,
+        "negativePrompt": image.negative_prompt,
+        "model": image.model,
+        "modelUsed": image.model,
+        "imageUrl": image.media_name.url_path,
+        "thumbnailUrl": image.thumbnail_name.url_path,
+        "width": image.width,
+        "height": image.height,
+        "parameters": {
+            "steps": image.steps,
+            "cfgScale": image.guidance_scale,
+            "sampler": image.sampler,
+            "schedule": image.schedule,
+            "seed": image.seed,
+        }
+        | image.parameters,
+        "createdAt": _iso(image.created_at),
+    }
+
+
+def _iso(moment: datetime) -> str:
+    """ISO 8601 in UTC with a Z, to the millisecond."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

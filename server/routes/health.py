@@ -1,0 +1,30 @@
+"""Is the process alive, and may it be sent work?"""
+
+from typing import Any
+
+from litestar import Controller, Response, get
+
+from server.state import Services
+
+
+class Health(Controller):
+    """For supervisors and load balancers."""
+
+    tags = ["health"]
+
+    @get("/health", sync_to_thread=False)
+    def health(self) -> dict[str, str]:
+        """Answers as long as the event loop turns."""
+        return {"status": "ok"}
+
+    @get("/ready", sync_to_thread=False)
+    def ready(self, services: Services) -> Response[dict[str, Any]]:
+        """200 when the default model is loaded and the scheduler works; else 503 and why not."""
+        missing = services.readiness.missing
+        body = {
+            "status": "unready" if missing else "ready",
+            "missing": missing,
+            "models": services.scheduler.engine.resident,
+            "queue": services.scheduler.depth,
+        }
+        return Response(body, status_code=503 if missing else 200)

@@ -1,0 +1,42 @@
+"""The history of finished images, and one image's settings and end."""
+
+import asyncio
+from typing import Annotated, Any
+
+from litestar import Controller, delete, get
+from litestar.params import Parameter
+
+from server.playground import image_facts
+from server.state import LOCAL_OWNER, Services
+
+
+class Images(Controller):
+    """The paths the playground frontend calls."""
+
+    path = "/api/images"
+    tags = ["images"]
+
+    @get("/history")
+    async def history(
+        self,
+        services: Services,
+        page: Annotated[int, Parameter(ge=1, le=1_000_000)] = 1,
+        per_page: Annotated[int, Parameter(query="perPage", ge=1, le=100)] = 20,
+    ) -> dict[str, Any]:
+        """Finished images, newest first."""
+        found = await services.jobs.images.history(LOCAL_OWNER, page, per_page)
+        images = [image_facts(image) for image in found.images]
+        return {"images": images, "total": found.total, "page": page, "perPage": per_page}
+
+    @get("/{image_id:str}")
+    async def image(self, services: Services, image_id: str) -> dict[str, Any]:
+        """One image with every setting that made it."""
+        return image_facts(await services.jobs.images.get(LOCAL_OWNER, image_id))
+
+    @delete("/{image_id:str}", status_code=200)
+    async def delete_image(self, services: Services, image_id: str) -> dict[str, Any]:
+        """Delete an image: its row first, durably, then its files."""
+        image = await services.jobs.images.delete(LOCAL_OWNER, image_id)
+        for name in (image.media_name, image.thumbnail_name):
+            await asyncio.to_thread(services.jobs.files.delete, name)
+        return {"success": True, "data": {"id": image.id}}

@@ -1,0 +1,115 @@
+"""OpenAI's Images API: generations and models, with our own fields beside theirs."""
+
+from base64 import b64encode
+from typing import Any
+
+from litestar import Controller, Request, get, post
+
+from pipelines.catalog import ModelEntry
+from server.body import read_json
+from server.disconnect import while_connected
+from server.generation import order_of, read_body, wants_base64
+from server.jobs import Order, Result
+from server.openapi import documents_body
+from server.playground import image_facts
+from server.state import LOCAL_OWNER, Services
+from storage.records import ImageRecord
+
+
+class OpenAI(Controller):
+    """Everything under /v1."""
+
+    path = "/v1"
+    tags = ["openai"]
+
+    @post("/images/generations", status_code=200, operation_class=documents_body("GenerationBody"))
+    async def generate(self, request: Request[Any, Any, Any], services: Services) -> dict[str, Any]:
+        """Make pictures and wait for them."""
+        body = read_body(await read_json(request))
+        inline = wants_base64(body)
+        order = order_of(body, services.catalog, LOCAL_OWNER)
+        result = await while_connected(request, services.jobs.run(order))
+        base = services.settings.public_url or str(request.base_url).rstrip("/")
+        data = [await _item(services, image, base if not inline else None) for image in result.images]
+        return _response(order, result, data)
+
+    @get("/models", sync_to_thread=False)
+    def models(self, services: Services) -> dict[str, Any]:
+        """The models in the catalogue."""
+        return {"object": "list", "data": [_model(entry) for entry in services.catalog.entries.values()]}
+
+    @get("/models/{name:path}", sync_to_thread=False)
+    def model(self, services: Services, name: str) -> dict[str, Any]:
+        """One model, by its name or an alias."""
+        return _model(services.catalog.resolve(name.removeprefix("/")))
+
+
+def _model(entry: ModelEntry) -> dict[str, Any]:
+    return {
+        "id": entry.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "darkroom",
+        "family": entry.family,
+        "aliases": entry.aliases,
+        "license": entry.license,
+        "price": entry.price,
+        "defaults": {
+            "width": entry.width,
+            "height": entry.height,
+            "steps": entry.steps,
+            "guidance_scale": entry.guidance_scale,
+            "sampler": entry.sampler,
+            "schedule": entry.schedule,
+        },
+        "native_sizes": entry.native_sizes,
+        "size_step": entry.size_step,
+        "max_pixels": entry.max_pixels,
+    }
+
+
+async def _item(services: Services, image: ImageRecord, base: str | None) -> dict[str, Any]:
+    """One image of the response: with its absolute URL, or with its bytes where `base` is None."""
+    item: dict[str, Any] = {
+        "id": image.id,
+        "seed": image.seed,
+        "width": image.width,
+        "height": image.height,
+        "revised_prompt": image.prompt,
+        "imageUrl": image.media_name.url_path,
+        "thumbnailUrl": image.thumbnail_name.url_path,
+    }
+    if base is not None:
+        return item | {"url": base + image.media_name.url_path}
+    content = await services.jobs.read(image)
+    return item | {"b64_json": b64encode(content).decode("ascii")}
+
+
+def _response(order: Order, result: Result, data: list[dict[str, Any]]) -> dict[str, Any]:
+    """OpenAI's shape and, beside it, the first image in the playground's own."""
+    first = result.images[0]
+    response: dict[str, Any] = {
+        "created": int(first.created_at.timestamp()),
+        "data": data,
+        "background": "opaque",
+        "output_format": order.format.value,
+        "quality": order.notes["quality"],
+        "size": f"{first.width}x{first.height}",
+        "usage": _usage(result),
+        "jobId": result.job.id,
+        "generationTime": round(result.seconds, 3),
+        "cost": result.job.cost,
+    } | image_facts(first)
+    warnings = [f"image {index} failed: {reason}" for index, reason in sorted(result.failures.items())]
+    if result.dropped_tokens:
+        warnings.append(
+            f"The prompt has {result.prompt_tokens} tokens; the text encoders did not read its last"
+            f" {result.dropped_tokens}."
+        )
+    return response | ({"warnings": warnings} if warnings else {})
+
+
+def _usage(result: Result) -> dict[str, Any]:
+    tokens = result.prompt_tokens
+    details = {"text_tokens": tokens, "image_tokens": 0}
+    return {"total_tokens": tokens, "input_tokens": tokens, "output_tokens": 0, "input_tokens_details": details}

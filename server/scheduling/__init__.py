@@ -1,0 +1,1 @@
+"""Which images ride next. `policy` and `cost` decide and are pure; `queue` holds; `loop` acts."""

@@ -1,0 +1,226 @@
+"""The scheduler: three workers on the event loop that begin, step and decode images through the GPU thread.
+
+    waiting --(encode, begin)--> running --(step, step, step)--> finished --(decode)--> picture
+
+Each worker does one turn at a time and awaits it; the GPU thread takes their calls in the order asked. So a new
+image's encoding runs between two steps, and so does a decode, while the step loop never waits for either's result.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
+from math import ceil
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+from pipelines.catalog import ModelEntry
+from pipelines.request import BatchKey, ImageRequest
+from server.gpu import GpuThread
+from server.scheduling import policy
+from server.scheduling.cost import CostModel
+from server.scheduling.queue import Picture, QueueFull, Stage, Ticket
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MAX_RETRY_AFTER = 120
+"""Seconds; OpenAI's clients do not heed a longer Retry-After."""
+
+
+class EngineVerbs(Protocol):
+    """What the scheduler asks of an engine; a list holds a failure in the failed one's place."""
+
+    @property
+    def resident(self) -> list[str]: ...
+    def has_room(self, busy: set[str]) -> bool: ...
+    def load(self, entry: ModelEntry, busy: set[str]) -> None: ...
+    def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]: ...
+    def begin(self, entry: ModelEntry, requests: Sequence[ImageRequest], encoded: Sequence[Any]) -> list[Any]: ...
+    def step(self, entry: ModelEntry, batch: Sequence[Any]) -> list[Exception | None]: ...
+    def finish(self, entry: ModelEntry, batch: Sequence[Any]) -> list[Any]: ...
+
+
+class Scheduler:
+    """Owns every decision about which image computes when. Call it from the event loop only."""
+
+    def __init__(self, engine: EngineVerbs, gpu: GpuThread, *, max_rows: int, queue_limit: int) -> None:
+        self.engine = engine
+        self.cost = CostModel()
+        self._gpu = gpu
+        self._max_rows = max_rows
+        self._queue_limit = queue_limit
+        self._tickets: list[Ticket] = []
+        self._orders = count()
+        self._turns = count(1)
+        self._served: dict[BatchKey, int] = {}
+        self._wake = {stage: asyncio.Event() for stage in Stage}
+
+    @property
+    def depth(self) -> int:
+        """Images that wait or run."""
+        return sum(ticket.live for ticket in self._tickets)
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds until about half of the queue is done, 1 to MAX_RETRY_AFTER."""
+        return max(1, min(MAX_RETRY_AFTER, ceil(self.cost.seconds_left(self._live()) / 2)))
+
+    def check_room(self, images: int) -> None:
+        """Raise QueueFull unless so many more images may be submitted."""
+        if self.depth + images > self._queue_limit:
+            raise QueueFull(self._queue_limit, self.retry_after)
+
+    def submit(
+        self,
+        entry: ModelEntry,
+        request: ImageRequest,
+        priority: int = 0,
+        watch: Callable[[Ticket], None] = lambda ticket: None,
+    ) -> Ticket:
+        """Queue one image; a higher priority goes first.
+
+        Raises:
+            QueueFull: as many images wait or run as allowed.
+        """
+        self.check_room(1)
+        future: asyncio.Future[Picture] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(entry, request, priority, next(self._orders), future, watch)
+        future.add_done_callback(lambda _: self._ended(ticket))
+        self._tickets.append(ticket)
+        self._wake[Stage.WAITING].set()
+        return ticket
+
+    async def run(self) -> None:
+        """Work until cancelled; then whoever still waits is told so."""
+        try:
+            async with asyncio.TaskGroup() as workers:
+                workers.create_task(self._work(Stage.WAITING, self._begin_some))
+                workers.create_task(self._work(Stage.DENOISING, self._step_some))
+                workers.create_task(self._work(Stage.DECODING, self._decode_some))
+        finally:
+            for ticket in self._live():
+                ticket.future.cancel()
+
+    async def _work(self, stage: Stage, turn: Callable[[], Awaitable[bool]]) -> None:
+        """Take turns while there is something to do, then sleep until there may be again."""
+        while True:
+            await self._wake[stage].wait()
+            self._wake[stage].clear()
+            while await turn():
+                pass
+
+    async def _begin_some(self) -> bool:
+        """Load the model, encode prompts and draw the noise of the images next in line."""
+        busy = {ticket.key.model for ticket in self._live() if ticket.stage is not Stage.WAITING}
+        batch = policy.admit(
+            self._at(Stage.WAITING),
+            self._at(Stage.ENCODING, Stage.DENOISING),
+            max_rows=self._max_rows,
+            resident=self.engine.resident,
+            busy=busy,
+            room_for_model=self.engine.has_room(busy),
+        )
+        if not batch:
+            return False
+        entry = batch[0].entry
+        for ticket in batch:
+            ticket.stage = Stage.ENCODING
+            ticket.started = monotonic()
+        with _failing(batch):
+            if entry.name not in self.engine.resident:
+                log.info("loading model %s", entry.name)
+            requests = [ticket.request for ticket in batch]
+            begun = await self._gpu(_prepare, self.engine, entry, requests, busy)
+            for ticket, outcome in zip(batch, begun, strict=True):
+                self._begun(ticket, outcome)
+        return True
+
+    def _begun(self, ticket: Ticket, outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            ticket.fail(outcome)
+        elif ticket.live:
+            ticket.denoising = outcome
+            ticket.stage = Stage.DENOISING
+            self._wake[Stage.DENOISING].set()
+            ticket.watch(ticket)
+
+    async def _step_some(self) -> bool:
+        """One forward pass for the batch whose turn it is."""
+        running = self._at(Stage.DENOISING)
+        # A key that appears joins at the end of the round.
+        self._served = {ticket.key: self._served.get(ticket.key) or next(self._turns) for ticket in running}
+        batch = policy.ride(running, self._served, self._max_rows)
+        if not batch:
+            return False
+        key = batch[0].key
+        self._served[key] = next(self._turns)
+        began = monotonic()
+        with _failing(batch):
+            outcomes = await self._gpu(self.engine.step, batch[0].entry, [ticket.denoising for ticket in batch])
+            self.cost.observe(key, sum(ticket.rows for ticket in batch), monotonic() - began)
+            for ticket, failure in zip(batch, outcomes, strict=True):
+                self._stepped(ticket, failure)
+        return True
+
+    def _stepped(self, ticket: Ticket, failure: Exception | None) -> None:
+        if failure is not None:
+            ticket.fail(failure)
+        elif ticket.live:
+            if ticket.denoising.finished:
+                ticket.stage = Stage.DECODING
+                self._wake[Stage.DECODING].set()
+                self._wake[Stage.WAITING].set()
+            ticket.watch(ticket)
+
+    async def _decode_some(self) -> bool:
+        """Turn finished latents into pictures, several at once."""
+        batch = policy.decode(self._at(Stage.DECODING))
+        if not batch:
+            return False
+        with _failing(batch):
+            decoded = await self._gpu(self.engine.finish, batch[0].entry, [ticket.denoising for ticket in batch])
+            for ticket, result in zip(batch, decoded, strict=True):
+                if isinstance(result, Exception):
+                    ticket.fail(result)
+                elif ticket.live:
+                    ticket.future.set_result(_picture(ticket, result))
+        return True
+
+    def _ended(self, ticket: Ticket) -> None:
+        """A ticket's future is done, by whichever way: forget it, and let the next in line have its rows."""
+        with suppress(ValueError):
+            self._tickets.remove(ticket)
+        ticket.denoising = None
+        self._wake[Stage.WAITING].set()
+        ticket.watch(ticket)
+
+    def _live(self) -> list[Ticket]:
+        return [ticket for ticket in self._tickets if ticket.live]
+
+    def _at(self, *stages: Stage) -> list[Ticket]:
+        return [ticket for ticket in self._live() if ticket.stage in stages]
+
+
+def _prepare(engine: EngineVerbs, entry: ModelEntry, requests: Sequence[ImageRequest], busy: set[str]) -> list[Any]:
+    """Everything before an image's first step, in one visit to the GPU thread, so that it waits for one step only."""
+    engine.load(entry, busy)
+    return engine.begin(entry, requests, engine.encode(entry, requests))
+
+
+def _picture(ticket: Ticket, image: Any) -> Picture:
+    text = ticket.denoising.conditioning
+    began = ticket.started or ticket.submitted
+    return Picture(image, monotonic() - began, text.prompt_tokens, text.dropped_tokens)
+
+
+@contextmanager
+def _failing(batch: Sequence[Ticket]) -> Iterator[None]:
+    """An unforeseen error in here ends these tickets, not the scheduler."""
+    try:
+        yield
+    except Exception as error:
+        log.exception("%d images failed", len(batch))
+        for ticket in batch:
+            ticket.fail(error)

@@ -1,0 +1,71 @@
+"""Running the server: the catalogue is read, the device found, and uvicorn serves until it is told to stop."""
+
+import logging
+import socket
+import sys
+from time import monotonic
+
+import click
+import uvicorn
+
+from pipelines.catalog import load_catalog
+from server.settings import Settings, SettingsError
+
+GRACE_SECONDS = 10
+"""How long a stop waits for clients; without a bound one slow client would keep the process for ever."""
+
+
+def serve_forever(settings: Settings) -> int:
+    """Serve until interrupted; returns the process's exit code.
+
+    Raises:
+        SettingsError, CatalogError, StorageError: it cannot start.
+    """
+    began = monotonic()
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    click.echo(f"Darkroom is starting on {url}", err=True)
+
+    from pipelines.device import pick_device
+    from pipelines.engine import Engine
+    from pipelines.families import family_facts
+    from server.app import create_app
+
+    catalog = load_catalog(settings.models, family_facts())
+    try:
+        device = pick_device(settings.device)
+    except ValueError as error:
+        raise SettingsError(f"DARKROOM_DEVICE: {error}") from error
+    click.echo(f"Device: {device}", err=True)
+    app = create_app(settings, catalog, lambda: Engine(device, settings.resident_models))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=settings.log_level == "debug",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    click.echo(f"Ready in a moment: open {url} ({monotonic() - began:.1f} s)", err=True)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bind first: a port that is taken should be known before a model is loaded."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"Cannot listen on {settings.host}:{settings.port} ({error.strerror or error});"
+            " choose another with --port or DARKROOM_PORT."
+        ) from error
+    return listener

@@ -1,0 +1,1 @@
+"""What lasts: jobs and images in SQLite, pictures on disk. No HTTP, no torch."""

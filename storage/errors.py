@@ -1,0 +1,107 @@
+"""The errors of the storage package. None of them knows HTTP; the server maps each class to an answer.
+
+StorageError
+├── FolderUnusable         the data folder cannot be made or written
+├── FolderInUse            another server holds the data folder
+├── DatabaseDamaged        not a database, not ours, or it fails SQLite's own check
+├── DatabaseTooNew         written by a newer Darkroom
+├── DatabaseBusy           somebody else held the database for too long; worth trying again
+├── DiskFull               no room left; worth trying again when there is
+├── DiskFault              the disk refused to read, write or sync
+├── MetadataTooLarge       the text does not fit into a JPEG file
+├── NotFound
+│   ├── JobNotFound
+│   ├── ImageNotFound
+│   └── MediaNotFound
+└── IllegalTransition      a job cannot go from where it is to where it was sent
+"""
+
+from pathlib import Path
+
+
+class StorageError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class FolderUnusable(StorageError):
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(
+            f"The data folder {folder} cannot be used: {reason}. Choose a folder this user may write to."
+        )
+
+
+class FolderInUse(StorageError):
+    def __init__(self, folder: Path, process: str) -> None:
+        super().__init__(
+            f"The data folder {folder} is in use by process {process}. "
+            "Stop that server, or give this one a folder of its own."
+        )
+
+
+class DatabaseDamaged(StorageError):
+    def __init__(self, path: Path | None, reason: str) -> None:
+        super().__init__(
+            f"{path or 'The database'} is damaged ({reason}) and was left as it is: "
+            "put a good copy in its place, or move it away to start empty."
+        )
+
+
+class DatabaseTooNew(StorageError):
+    def __init__(self, path: Path, revision: str, head: str) -> None:
+        super().__init__(
+            f"{path} has schema revision {revision}; this version knows none newer than {head}. "
+            "Install the newer Darkroom again, or put back the copy made before its migration."
+        )
+
+
+class DatabaseBusy(StorageError):
+    def __init__(self) -> None:
+        super().__init__(
+            "The database is busy: another process has held it for too long. Try again in a moment."
+        )
+
+
+class DiskFull(StorageError):
+    def __init__(self) -> None:
+        super().__init__("The disk is full. Free some space; nothing was half written.")
+
+
+class DiskFault(StorageError):
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The disk failed: {reason}. Look at the disk and the system log before trying again."
+        )
+
+
+class MetadataTooLarge(StorageError):
+    def __init__(self, key: str, limit: int) -> None:
+        super().__init__(
+            f"The {key} text does not fit: a JPEG file holds at most {limit} bytes of it. Use png or webp, "
+            "or a shorter prompt."
+        )
+
+
+class NotFound(StorageError):
+    """What was asked for does not exist, or not for the one who asks."""
+
+
+class JobNotFound(NotFound):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job {job_id}.")
+
+
+class ImageNotFound(NotFound):
+    def __init__(self, image_id: str) -> None:
+        super().__init__(f"There is no image {image_id}.")
+
+
+class MediaNotFound(NotFound):
+    def __init__(self) -> None:
+        super().__init__("There is no such file.")
+
+
+class IllegalTransition(StorageError):
+    def __init__(self, job_id: str, present: str, wanted: str) -> None:
+        super().__init__(f"Job {job_id} is {present} and cannot become {wanted}.")
+        self.present = present
+        self.wanted = wanted

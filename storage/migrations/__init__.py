@@ -1,0 +1,1 @@
+"""The Alembic environment: how a database of any age becomes a database of today."""

@@ -1,0 +1,125 @@
+"""What the stores take and give: frozen facts about jobs and images, free of the database."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from storage.media import ImageFormat, MediaName
+
+MAXIMUM_ATTEMPTS = 3
+MAXIMUM_SEED = 2**53 - 1  # the largest whole number that JavaScript keeps exact
+
+
+class JobStatus(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What a client asked for, settled: `request` is kept as it is and never looked into here."""
+
+    owner_id: str
+    session_id: str | None = None
+    priority: int = 0
+    request: dict[str, Any]
+    prompt: str
+    negative_prompt: str = ""
+    model: str
+    image_count: int = 1
+    user: str | None = None
+    safety_identifier: str | None = None
+    max_attempts: int = MAXIMUM_ATTEMPTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """One job as it stands. `boot_id` names the run of the server that took it; `cost` is 0 until its end."""
+
+    id: str
+    owner_id: str
+    session_id: str | None
+    status: JobStatus
+    priority: int
+    request: dict[str, Any]
+    prompt: str
+    negative_prompt: str
+    model: str
+    image_count: int
+    user: str | None
+    safety_identifier: str | None
+    boot_id: str | None
+    attempts: int
+    max_attempts: int
+    error_code: str | None
+    error_message: str | None
+    cost: float
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewImage:
+    """One finished picture whose files already lie on disk. Owner and session come from the job's row."""
+
+    id: str
+    index: int
+    prompt: str
+    negative_prompt: str
+    model: str
+    family: str
+    model_hash: str | None
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    sampler: str
+    schedule: str
+    parameters: dict[str, Any]
+    format: ImageFormat
+    byte_count: int
+    sha256: str
+    generation_seconds: float
+    cost: float
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord(NewImage):
+    """One image as it stands, with the job and the owner it belongs to."""
+
+    job_id: str
+    owner_id: str
+    session_id: str | None
+    deleted_at: datetime | None
+
+    @property
+    def media_name(self) -> MediaName:
+        return MediaName.of_image(self.id, self.created_at, self.format)
+
+    @property
+    def thumbnail_name(self) -> MediaName:
+        return MediaName.of_thumbnail(self.id, self.created_at)
+
+
+@dataclass(frozen=True)
+class HistoryPage:
+    """One page of an owner's images, newest first, and how many there are in all."""
+
+    images: Sequence[ImageRecord]
+    total: int
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How many jobs a dead run left behind, by what became of them."""
+
+    requeued: int
+    failed: int

@@ -1,0 +1,118 @@
+"""The tables of the database, as SQLModel classes. They stay in this package; the stores speak records."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    Dialect,
+    Enum,
+    Index,
+    Integer,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+from storage.media import ImageFormat
+from storage.records import MAXIMUM_SEED, JobStatus
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+class Moment(TypeDecorator[datetime]):
+    """A point in time as whole microseconds since 1970 UTC: exact, sortable, and aware when it comes back."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - EPOCH) // MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else EPOCH + value * MICROSECOND
+
+
+def _values(choices: type[StrEnum]) -> Sequence[str]:
+    return [choice.value for choice in choices]
+
+
+class StatusText(TypeDecorator[JobStatus]):
+    impl = Enum(JobStatus, native_enum=False, values_callable=_values, length=16)
+    cache_ok = True
+
+
+class FormatText(TypeDecorator[ImageFormat]):
+    impl = Enum(ImageFormat, native_enum=False, values_callable=_values, length=16)
+    cache_ok = True
+
+
+class Job(SQLModel, table=True):
+    """One row per accepted job; it is never removed."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_status", "status"),)
+
+    id: str = Field(primary_key=True)
+    owner_id: str
+    session_id: str | None
+    status: JobStatus = Field(sa_type=StatusText)
+    priority: int
+    request: dict[str, Any] = Field(sa_type=JSON)
+    prompt: str
+    negative_prompt: str
+    model: str
+    image_count: int
+    user: str | None
+    safety_identifier: str | None
+    boot_id: str | None = None
+    attempts: int = 0
+    max_attempts: int
+    error_code: str | None = None
+    error_message: str | None = None
+    cost: float = 0.0
+    created_at: datetime = Field(sa_type=Moment)
+    started_at: datetime | None = Field(default=None, sa_type=Moment)
+    finished_at: datetime | None = Field(default=None, sa_type=Moment)
+
+
+class Image(SQLModel, table=True):
+    """One row per finished picture; a deleted one stays as a tombstone until its files are gone for good."""
+
+    __tablename__ = "images"
+    __table_args__ = (
+        UniqueConstraint("job_id", "index", name="uq_images_job_id_index"),
+        CheckConstraint(f"seed BETWEEN 0 AND {MAXIMUM_SEED}", name="ck_images_seed"),
+        Index("ix_images_history", "owner_id", "created_at", "id", sqlite_where=text("deleted_at IS NULL")),
+    )
+
+    id: str = Field(primary_key=True)
+    job_id: str = Field(foreign_key="jobs.id")
+    index: int
+    owner_id: str
+    session_id: str | None
+    prompt: str
+    negative_prompt: str
+    model: str
+    family: str
+    model_hash: str | None
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    sampler: str
+    schedule: str
+    parameters: dict[str, Any] = Field(sa_type=JSON)
+    format: ImageFormat = Field(sa_type=FormatText)
+    byte_count: int
+    sha256: str
+    generation_seconds: float
+    cost: float
+    created_at: datetime = Field(sa_type=Moment)
+    deleted_at: datetime | None = Field(default=None, sa_type=Moment)
