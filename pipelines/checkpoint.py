@@ -7,48 +7,94 @@ here, before any library maps it into memory.
 
 import json
 import math
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.catalog import ModelEntry
 from pipelines.errors import CheckpointError
+from pipelines.samplers import Prediction, scheduler_classes
 
 MAX_HEADER_BYTES = 100_000_000
 """The bound that the safetensors library itself sets."""
 
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 _BITS = {
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-    "F32": 32,
-    "I32": 32,
-    "U32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "I16": 16,
-    "U16": 16,
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
 }
 
 # The only classes a checkpoint may name, by component; anything else would be somebody's code.
-_CLASSES: dict[str, frozenset[str]] = {
-    "unet": frozenset({"UNet2DConditionModel"}),
-    "transformer": frozenset({"SD3Transformer2DModel"}),
-    "vae": frozenset({"AutoencoderKL"}),
-    "text_encoder": frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"}),
-    "text_encoder_2": frozenset({"CLIPTextModelWithProjection"}),
-    "text_encoder_3": frozenset({"T5EncoderModel"}),
-    "tokenizer": frozenset({"CLIPTokenizer", "CLIPTokenizerFast"}),
-    "tokenizer_2": frozenset({"CLIPTokenizer", "CLIPTokenizerFast"}),
-    "tokenizer_3": frozenset({"T5Tokenizer", "T5TokenizerFast"}),
+_CLASSES: dict[str, tuple[str, frozenset[str]]] = {
+    "unet": ("diffusers", frozenset({"UNet2DConditionModel"})),
+    "transformer": ("diffusers", frozenset({"SD3Transformer2DModel"})),
+    "vae": ("diffusers", frozenset({"AutoencoderKL"})),
+    "text_encoder": ("transformers", frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})),
+    "text_encoder_2": ("transformers", frozenset({"CLIPTextModelWithProjection"})),
+    "text_encoder_3": ("transformers", frozenset({"T5EncoderModel"})),
+    "tokenizer": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
+    "tokenizer_2": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
+    "tokenizer_3": ("transformers", frozenset({"T5Tokenizer", "T5TokenizerFast"})),
     # These two are not used here; a checkpoint may list them.
-    "image_encoder": frozenset({"CLIPVisionModelWithProjection", "SiglipVisionModel"}),
-    "feature_extractor": frozenset({"CLIPImageProcessor", "SiglipImageProcessor"}),
+    "image_encoder": ("transformers", frozenset({"CLIPVisionModelWithProjection", "SiglipVisionModel"})),
+    "feature_extractor": ("transformers", frozenset({"CLIPImageProcessor", "SiglipImageProcessor"})),
 }
-_LIBRARIES = frozenset({"diffusers", "transformers"})
+_UNUSED = frozenset({"image_encoder", "feature_extractor"})
+_WEIGHTED = tuple(name for name in _CLASSES if name not in _UNUSED and "tokenizer" not in name)
+_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+# By these a configuration names code of its own, or has others' code fetched.
+_CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What belongs to the checkpoints of one diffusers pipeline.
+
+    Attributes:
+        prediction: what its network predicts, which decides the schedulers it may name.
+        required: the components without which it makes no picture.
+        network: what only its own network's tensors begin with in the original, single-file layout.
+        parts: what the other components' tensors begin with there.
+    """
+
+    prediction: Prediction
+    required: tuple[str, ...]
+    network: tuple[str, ...]
+    parts: Mapping[str, tuple[str, ...]]
+
+
+_VAE_PARTS = ("first_stage_model.", "vae.")
+_CLIPS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+LAYOUTS = {
+    "StableDiffusionXLPipeline": Layout(
+        Prediction.DIFFUSION,
+        ("unet", "vae", "scheduler", *_CLIPS),
+        ("model.diffusion_model.input_blocks.",),
+        {
+            "vae": _VAE_PARTS,
+            "text_encoder": ("conditioner.embedders.0.transformer.",),
+            "text_encoder_2": ("conditioner.embedders.1.model.",),
+        },
+    ),
+    "StableDiffusion3Pipeline": Layout(
+        Prediction.FLOW,
+        ("transformer", "vae", "scheduler", *_CLIPS),
+        ("model.diffusion_model.joint_blocks.", "joint_blocks."),
+        {
+            "vae": _VAE_PARTS,
+            "text_encoder": ("text_encoders.clip_l.",),
+            "text_encoder_2": ("text_encoders.clip_g.",),
+            "text_encoder_3": ("text_encoders.t5xxl.",),
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -70,91 +116,182 @@ def find_checkpoint(entry: ModelEntry) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
-def inspect_checkpoint(path: Path, pipeline_class: str, variant: str | None = None) -> CheckpointSize:
+def inspect_checkpoint(
+    path: Path, pipeline_class: str, variant: str | None = None, left_out: Collection[str] = ()
+) -> CheckpointSize:
     """Check a diffusers folder or a single .safetensors file without loading it.
 
     Args:
         path: the folder or file.
         pipeline_class: the diffusers pipeline that `model_index.json` must name.
         variant: only the weight files of this variant ("fp16") count, where they exist.
+        left_out: components that will not be loaded from here and may be missing.
 
     Raises:
         CheckpointError: naming the file, what is wrong with it, and the remedy.
     """
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; correct `source` in models.toml or put the checkpoint there.")
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path} is not a .safetensors file; other formats can run code and are refused.")
-        return _measure([path])
-    _check_index(path, pipeline_class)
-    _refuse_pickles(path)
-    return _measure(list(_weight_files(path, variant)))
+    try:
+        if not path.exists():
+            raise CheckpointError(
+                f"{path} does not exist; correct `source` in models.toml or put the checkpoint there."
+            )
+        if path.is_file():
+            return _measure([_single_file(path, pipeline_class)])
+        index = inspect_index(path, pipeline_class, left_out)
+        components = [name for name in _WEIGHTED if (index.get(name) or [None])[0] and name not in left_out]
+        return _measure([file for name in components for file in weight_files(path / name, name, variant)])
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _check_index(folder: Path, pipeline_class: str) -> None:
+def inspect_index(folder: Path, pipeline_class: str, left_out: Collection[str] = ()) -> dict[str, Any]:
+    """Check a diffusers folder's model_index.json and that no component brings code; returns the index.
+
+    Raises:
+        CheckpointError: another pipeline, an unknown class, a missing folder, or code.
+    """
     file = folder / "model_index.json"
     if not file.exists():
         raise CheckpointError(f"{folder} has no model_index.json, so it is not a diffusers checkpoint folder.")
     index = read_json(file)
-    named = index.get("_class_name")
-    if named != pipeline_class:
+    if index.get("_class_name") != pipeline_class:
         raise CheckpointError(
-            f"{file} is of class {named!r}, not {pipeline_class}; set the `family` in models.toml that fits it."
+            f"{file} is of class {index.get('_class_name')!r}, not {pipeline_class}; set the `family` in models.toml"
+            " that fits it."
         )
+    refuse_code(folder)
+    for component in LAYOUTS[pipeline_class].required if pipeline_class in LAYOUTS else ():
+        if not isinstance(index.get(component), list) or index[component][:1] == [None]:
+            raise CheckpointError(f"{file} names no {component!r}, without which {pipeline_class} cannot work.")
     for component, value in index.items():
         if component.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
-        if component != "scheduler" and (
-            len(value) != 2 or value[0] not in _LIBRARIES or value[1] not in _CLASSES.get(component, frozenset())
-        ):
-            raise CheckpointError(f"{file}: component {component!r} names {value}, which is not a known safe class.")
-        if component not in ("image_encoder", "feature_extractor") and not (folder / component).is_dir():
-            raise CheckpointError(f"{folder} lacks the folder {component!r} that its model_index.json promises.")
+        _check_class(file, pipeline_class, component, value)
+        if component not in _UNUSED and component not in left_out:
+            if not (folder / component).is_dir():
+                raise CheckpointError(f"{folder} lacks the folder {component!r} that its model_index.json promises.")
+            refuse_code(folder / component)
+    return index
 
 
-def _refuse_pickles(folder: Path) -> None:
-    """A component whose weights exist only as a pickle is refused; so is an index that points to one."""
-    for file in sorted(folder.rglob("*")):
-        has_safetensors = any(file.parent.glob("*.safetensors"))
-        if file.suffix.lower() in _PICKLES and not has_safetensors:
+def _check_class(file: Path, pipeline_class: str, component: str, value: list[Any]) -> None:
+    library, classes = _CLASSES.get(component, ("", frozenset()))
+    if component == "scheduler":
+        library = "diffusers"
+        kinds = [LAYOUTS[pipeline_class].prediction] if pipeline_class in LAYOUTS else list(Prediction)
+        classes = frozenset().union(*(scheduler_classes(kind) for kind in kinds))
+    if len(value) != 2 or value[0] != library or not isinstance(value[1], str) or value[1] not in classes:
+        known = f"one of {library}: {', '.join(sorted(classes))}" if classes else "nothing that is known here"
+        raise CheckpointError(
+            f"{file}: component {component!r} names {str(value)[:200]}, which is not a known safe class; it may be"
+            f" {known}."
+        )
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuse a folder that brings Python or a configuration that points to some; nothing here would ever run it.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    for file in sorted(folder.glob("*.py")):
+        raise CheckpointError(
+            f"{file} is code, and checkpoints with code are refused; remove it if you can do without."
+        )
+    for file in sorted(folder.glob("*.json")):
+        # The others are weights' indexes and vocabularies: long, and nobody looks for code in them.
+        if file.name.endswith("config.json") or file.name == "model_index.json":
+            config = read_json(file)
+            for key in _CODE_KEYS:
+                if config.get(key) is not None:
+                    raise CheckpointError(f"{file} points to code with {key!r}, and checkpoints with code are refused.")
+
+
+def weight_files(place: Path, component: str, variant: str | None = None) -> list[Path]:
+    """The safetensors files of a component that diffusers would load: one, or the shards that an index lists.
+
+    Args:
+        place: the component's folder.
+        component: its name in a pipeline, which decides how its library names the files.
+        variant: the files of this variant, or the plain ones where it has none.
+
+    Raises:
+        CheckpointError: only pickles, only another variant, shards missing, or no weights at all.
+    """
+    _refuse_pickles(place)
+    stem = _STEMS[_CLASSES[component][0]]
+    for kind in ([variant] if variant else []) + [None]:
+        middle = f".{kind}" if kind else ""
+        index = place / f"{stem}.safetensors.index{middle}.json"
+        whole = place / f"{stem}{middle}.safetensors"
+        if index.exists():
+            return _shards(index)
+        if whole.exists():
+            return [whole]
+    others = {
+        match[1] for file in place.iterdir() if (match := re.fullmatch(rf"{stem}\.(\w+)\.safetensors", file.name))
+    }
+    remedy = f'; set variant = "{min(others)}" in models.toml' if others else ""
+    raise CheckpointError(f"{place} holds no weights {stem}.safetensors{remedy}.")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files an index of shards names, each of which must be a safetensors file beside it."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} lists no weights; fetch it again.")
+    files = []
+    for shard in sorted({str(name) for name in weight_map.values()}):
+        if not shard.endswith(".safetensors") or Path(shard).name != shard:
+            raise CheckpointError(f"{index} points to {shard[:200]!r}, which is not a .safetensors file beside it.")
+        if not (index.parent / shard).exists():
+            raise CheckpointError(f"{index.parent} lacks {shard!r}, which {index.name} promises; fetch it again.")
+        files.append(index.parent / shard)
+    return files
+
+
+def _refuse_pickles(place: Path) -> None:
+    """Weights that exist only as a pickle are refused by name, so that the remedy can be; none is ever opened."""
+    if any(place.glob("*.safetensors")):
+        return
+    for file in sorted(place.iterdir()):
+        if file.suffix.lower() in _PICKLES or file.name.endswith(".bin.index.json"):
             raise CheckpointError(f"{file} is a pickle, which can run code; convert it to .safetensors.")
-        if file.name.endswith(".index.json"):
-            for shard in set(read_json(file).get("weight_map", {}).values()):
-                if not str(shard).endswith(".safetensors") and not has_safetensors:
-                    raise CheckpointError(f"{file} points to {shard!r}, which is not a .safetensors file.")
 
 
-def _weight_files(folder: Path, variant: str | None) -> Iterator[Path]:
-    index = read_json(folder / "model_index.json")
-    for component in sorted(_CLASSES):
-        place = folder / component
-        named = index.get(component)
-        if (
-            not place.is_dir()
-            or not named
-            or "token" in component
-            or component in ("image_encoder", "feature_extractor")
-        ):
-            continue
-        files = sorted(place.glob("*.safetensors"))
-        wanted = [file for file in files if f".{variant}" in file.name] if variant else []
-        plain = [file for file in files if file.name.split("-")[0].count(".") <= 1]
-        if not files:
-            raise CheckpointError(f"{place} holds no .safetensors weights.")
-        yield from wanted or plain or files
+def _single_file(path: Path, pipeline_class: str) -> Path:
+    """A checkpoint in one file, if it is safetensors and holds the network of this pipeline."""
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is not a .safetensors file; other formats can run code and are refused.")
+    tensors = read_header(path)
+    holds = [name for name, layout in LAYOUTS.items() if _begins(tensors, layout.network)]
+    if pipeline_class in LAYOUTS and pipeline_class not in holds:
+        seen = f"the network of {holds[0]}" if holds else "no network in the original single-file layout"
+        raise CheckpointError(
+            f"{path} holds {seen}, not that of {pipeline_class}; set the `family` in models.toml that fits it, and for"
+            " a diffusers checkpoint give its whole folder as `source`."
+        )
+    return path
+
+
+def parts_lacking(file: Path, pipeline_class: str) -> list[str]:
+    """The components, network apart, that a single-file checkpoint does not hold."""
+    tensors = read_header(file)
+    parts = LAYOUTS[pipeline_class].parts
+    return [component for component, prefixes in parts.items() if not _begins(tensors, prefixes)]
+
+
+def _begins(tensors: Mapping[str, Any], prefixes: tuple[str, ...]) -> bool:
+    return any(name.startswith(prefixes) for name in tensors)
 
 
 def _measure(files: list[Path]) -> CheckpointSize:
-    headers = [read_header(file) for file in files]
-    parameters = sum(
-        math.prod(tensor["shape"]) for header in headers for name, tensor in header.items() if name != "__metadata__"
-    )
+    parameters = sum(math.prod(tensor["shape"]) for file in files for tensor in read_header(file).values())
     return CheckpointSize(len(files), sum(file.stat().st_size for file in files), parameters)
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file, checked against the file's own size.
+    """The tensors of a safetensors file's header, checked against the file's own size.
 
     Raises:
         CheckpointError: truncated, overlapping, not JSON, or not safetensors at all.
@@ -165,30 +302,48 @@ def read_header(file: Path) -> dict[str, Any]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise CheckpointError(f"{file} is not a whole safetensors file ({size} bytes); fetch it again.")
-        try:
-            header = json.loads(stream.read(length))
-            end = _check_tensors(header)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{file} has a broken safetensors header: {error}") from error
+        text = stream.read(length)
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=_no_doubles)
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        end = _check_tensors(tensors)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} has a broken safetensors header ({error}); fetch it again.") from error
     if end != size - 8 - length:
         raise CheckpointError(
             f"{file} is truncated or damaged: its header promises {end} bytes of weights, the file has"
             f" {size - 8 - length}; fetch it again."
         )
-    return dict(header)
+    return tensors
 
 
-def _check_tensors(header: Mapping[str, Any]) -> int:
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
+
+
+def _check_tensors(tensors: Mapping[str, Any]) -> int:
     """Check that the tensors fill the data exactly, one after the other; returns where the last one ends."""
     end = 0
-    tensors = [(name, tensor) for name, tensor in header.items() if name != "__metadata__"]
-    for name, tensor in sorted(tensors, key=lambda item: item[1]["data_offsets"]):
-        first, last = tensor["data_offsets"]
-        bits = _BITS.get(tensor["dtype"], 8)
-        if first != end or last - first != math.prod(tensor["shape"]) * bits // 8:
+    for name, (first, last, bits) in sorted(_spans(tensors), key=lambda span: span[1]):
+        if first != end or (last - first) * 8 != bits:
             raise ValueError(f"tensor {name[:80]!r} does not lie where its shape says")
         end = last
     return end
+
+
+def _spans(tensors: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int, int]]]:
+    """Each tensor's first and last byte, and the bits that its shape and dtype come to."""
+    for name, tensor in tensors.items():
+        first, last = tensor["data_offsets"]
+        numbers = [first, last, *tensor["shape"]]
+        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+            raise ValueError(f"tensor {name[:80]!r} has an offset or a shape that is no size")
+        if tensor["dtype"] not in _BITS:
+            raise ValueError(f"tensor {name[:80]!r} has the unknown dtype {str(tensor['dtype'])[:20]!r}")
+        yield name, (first, last, math.prod(tensor["shape"]) * _BITS[tensor["dtype"]])
 
 
 def read_json(file: Path) -> dict[str, Any]:

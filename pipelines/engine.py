@@ -4,6 +4,7 @@ encode -> begin -> step, step, step -> finish. One image's failure is a value in
 neighbours never notice.
 """
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -17,6 +18,8 @@ from pipelines.device import Device
 from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
 from pipelines.request import ImageRequest
 from pipelines.residency import Residency, free_memory
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -152,10 +155,10 @@ def _attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T |
 
 
 def _as_image_failure(error: Exception) -> Exception:
-    """What a client is told; the original stays as the cause, without its frames."""
+    """What a client is told. The frames go to the log: kept on the error, they would keep tensors alive."""
     if isinstance(error, PipelineError):
         return error.with_traceback(None)
     if isinstance(error, torch.OutOfMemoryError):
         return ImageTooLarge("the device has too little memory for this picture; ask for a smaller size.")
-    failure = ImageFailed(f"the picture failed while it was computed ({type(error).__name__}: {str(error)[:300]})")
-    return failure
+    log.error("an image failed", exc_info=error)
+    return ImageFailed(f"the picture failed while it was computed ({type(error).__name__}: {str(error)[:300]})")

@@ -1,14 +1,25 @@
 """Loading a checkpoint through diffusers: concrete pipeline classes, safetensors only, no remote code."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.catalog import ModelEntry
-from pipelines.checkpoint import inspect_checkpoint
+from pipelines.checkpoint import (
+    inspect_checkpoint,
+    inspect_index,
+    parts_lacking,
+    read_header,
+    refuse_code,
+    weight_files,
+)
 from pipelines.errors import CheckpointError
+
+_TEXTS = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
+"""What a pipeline is configured with: everything but its weights."""
 
 
 def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **components: Any) -> Any:
@@ -16,7 +27,7 @@ def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **
 
     Args:
         pipeline_class: the concrete diffusers class, such as StableDiffusionXLPipeline.
-        entry: where the checkpoint lies; a local one is inspected first and opens no connection.
+        entry: where the checkpoint lies; a local one, or one in the hub's cache, opens no connection.
         dtype: of the weights.
         components: given in place of the checkpoint's own; None leaves one out.
 
@@ -24,51 +35,186 @@ def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **
         CheckpointError: with the file at fault and the remedy.
     """
     _quiet()
-    if entry.local is not None:
-        inspect_checkpoint(entry.local, pipeline_class.__name__, entry.variant)
-    keywords: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **components}
-    if (vae := entry.vae) is not None:
-        keywords["vae"] = _explained(entry.name, lambda: _load_vae(vae, dtype))
-    if entry.source.endswith(".safetensors"):
-        return _explained(entry.name, lambda: _load_single_file(pipeline_class, entry, keywords))
-    return _explained(entry.name, lambda: _load_folder(pipeline_class, entry, keywords))
-
-
-def _load_folder(pipeline_class: Any, entry: ModelEntry, keywords: dict[str, Any]) -> Any:
-    keywords |= {"variant": entry.variant, "revision": entry.revision}
-    if entry.local is not None:
-        return pipeline_class.from_pretrained(entry.source, local_files_only=True, **keywords)
     try:
-        return pipeline_class.from_pretrained(entry.source, local_files_only=True, **keywords)
-    except OSError:  # not in the hub's cache yet
-        return pipeline_class.from_pretrained(entry.source, **keywords)
+        load = _load_single_file if entry.single_file else _load_folder
+        pipeline = load(pipeline_class, entry, dtype, components)
+        _refuse_unfilled(pipeline)
+        return pipeline
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # The libraries raise whatever comes; a checkpoint that they cannot load is one thing to us.
+        reason = str(error).strip()[:600] or type(error).__name__
+        raise CheckpointError(f"model {entry.name!r} cannot be loaded: {reason}") from error
 
 
-def _load_single_file(pipeline_class: Any, entry: ModelEntry, keywords: dict[str, Any]) -> Any:
-    del keywords["use_safetensors"]  # the file's own suffix says it
-    config = entry.config or ""
-    return pipeline_class.from_single_file(
-        entry.source, config=config, local_files_only=Path(config).is_absolute(), **keywords
+def _load_folder(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, components: dict[str, Any]) -> Any:
+    left_out = {*components, *entry.left_out}
+    name = pipeline_class.__name__
+    if entry.local is not None:
+        inspect_checkpoint(entry.local, name, entry.variant, left_out)
+        folder = entry.local
+    else:
+        download = partial(
+            pipeline_class.download,
+            entry.source,
+            revision=entry.revision,
+            variant=entry.variant,
+            use_safetensors=True,
+            **dict.fromkeys(left_out),
+        )
+        folder = _from_hub(download, lambda path: inspect_checkpoint(path, name, entry.variant, left_out))
+    given = _override_vae(entry, folder, dtype) | components
+    pipeline = pipeline_class.from_pretrained(
+        str(folder), dtype=dtype, variant=entry.variant, use_safetensors=True, local_files_only=True, **given
+    )
+    for component in pipeline.components.keys() - given.keys():
+        _refuse_incomplete(pipeline, component, folder, entry.variant)
+    return pipeline
+
+
+def _load_single_file(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, components: dict[str, Any]) -> Any:
+    """A file in the original layout; what it does not hold, and every configuration, comes from the `config` folder."""
+    file = Path(entry.source)
+    inspect_checkpoint(file, pipeline_class.__name__)
+    lacking = [part for part in parts_lacking(file, pipeline_class.__name__) if part not in components]
+    lacking = [part for part in lacking if part not in entry.left_out]
+    folder = _config_folder(pipeline_class, entry, lacking)
+    index = inspect_index(folder, pipeline_class.__name__, {*components, *entry.left_out})
+    given = _override_vae(entry, folder, dtype) | components
+    for part in lacking:
+        if index.get(part, [None])[0] is not None:
+            given[part] = _load_part(index[part], folder, part, entry, dtype)
+    pipeline = pipeline_class.from_single_file(
+        entry.source, config=str(folder), dtype=dtype, local_files_only=True, **given
+    )
+    for module in pipeline.components.values():
+        if hasattr(module, "tie_weights"):
+            # T5's embedding has two names and the file one of them; diffusers leaves the other without values.
+            module.tie_weights()
+    return pipeline
+
+
+def _config_folder(pipeline_class: Any, entry: ModelEntry, lacking: list[str]) -> Path:
+    """The diffusers folder that a single file is configured by, with the weights of the parts it lacks."""
+    assert entry.config is not None, "the catalogue refuses a single file without one"
+
+    def check(folder: Path) -> None:
+        index = inspect_index(folder, pipeline_class.__name__, entry.left_out)
+        for part in lacking:
+            if index.get(part, [None])[0] is not None:
+                _check_part(folder / part, part, entry)
+
+    if Path(entry.config).is_absolute():
+        check(Path(entry.config))
+        return Path(entry.config)
+    from huggingface_hub import snapshot_download
+
+    middle = f".{entry.variant}" if entry.variant else ""
+    weights = [f"{part}/*model{middle}{ending}" for part in lacking for ending in (".safetensors", "-*.safetensors")]
+    download = partial(snapshot_download, entry.config, allow_patterns=[*_TEXTS, *weights])
+    return _from_hub(download, check)
+
+
+def _check_part(place: Path, part: str, entry: ModelEntry) -> None:
+    try:
+        for file in weight_files(place, part, entry.variant):
+            read_header(file)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise CheckpointError(
+            f"{entry.source} holds no {part}, so it is taken from the `config` folder, where it cannot be: {error}"
+        ) from error
+
+
+def _load_part(named: list[str], folder: Path, part: str, entry: ModelEntry, dtype: torch.dtype) -> Any:
+    """One component of a diffusers folder, of the class that its checked index names."""
+    import diffusers
+    import transformers
+
+    part_class = getattr({"diffusers": diffusers, "transformers": transformers}[named[0]], named[1])
+    place = folder / part
+    files = weight_files(place, part, entry.variant)
+    variant = entry.variant if entry.variant and all(f".{entry.variant}" in file.name for file in files) else None
+    return part_class.from_pretrained(
+        str(place), dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
     )
 
 
-def _load_vae(source: str, dtype: torch.dtype) -> Any:
+def _override_vae(entry: ModelEntry, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The VAE that an entry names in place of the checkpoint's own; as a single file, configured as that one is."""
     from diffusers import AutoencoderKL
 
-    local = Path(source).is_absolute()
-    if source.endswith(".safetensors"):
-        return AutoencoderKL.from_single_file(source, dtype=dtype, local_files_only=local)
-    return AutoencoderKL.from_pretrained(source, dtype=dtype, use_safetensors=True, local_files_only=local)
+    if entry.vae is None:
+        return {}
+    place = Path(entry.vae)
+    if entry.vae.endswith(".safetensors"):
+        _require(place)
+        read_header(place)
+        # Without a configuration diffusers would take Stable Diffusion 1's, from the hub.
+        config = str(folder / "vae")
+        vae = AutoencoderKL.from_single_file(entry.vae, config=config, dtype=dtype, local_files_only=True)
+    elif place.is_absolute():
+        _require(place)
+        refuse_code(place)
+        for file in weight_files(place, "vae"):
+            read_header(file)
+        vae = AutoencoderKL.from_pretrained(entry.vae, dtype=dtype, use_safetensors=True, local_files_only=True)
+    else:
+        fetch = partial(AutoencoderKL.from_pretrained, entry.vae, dtype=dtype, use_safetensors=True)
+        try:
+            vae = fetch(local_files_only=True)
+        except OSError:  # not in the hub's cache yet
+            vae = fetch()
+    return {"vae": vae}
 
 
-def _explained(name: str, load: Callable[[], Any]) -> Any:
-    """Turn whatever a library raises while loading into one CheckpointError."""
+def _require(place: Path) -> None:
+    if not place.exists():
+        raise CheckpointError(f"{place} does not exist; correct `vae` in models.toml.")
+
+
+def _from_hub(fetch: Callable[..., Any], check: Callable[[Path], object]) -> Path:
+    """A hub repository's folder in the cache, checked; it is downloaded if it isn't there, or not all of it."""
     try:
-        return load()
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as error:
-        raise CheckpointError(f"model {name!r} cannot be loaded: {str(error).strip()[:600]}") from error
+        folder = Path(fetch(local_files_only=True))
+        check(folder)
+    except (OSError, CheckpointError) as lacking:
+        try:
+            folder = Path(fetch(local_files_only=False))
+        except OSError as unreachable:
+            raise (lacking if isinstance(lacking, CheckpointError) else unreachable) from unreachable
+        check(folder)
+    return folder
+
+
+def _refuse_incomplete(pipeline: Any, component: str, folder: Path, variant: str | None) -> None:
+    """Refuse weights with tensors missing: the libraries would fill the gap with noise and say so in a log only.
+
+    Counted, not compared by name, since the libraries rename tensors between versions.
+    """
+    module = getattr(pipeline, component)
+    if not isinstance(module, torch.nn.Module):
+        return
+    files = weight_files(folder / component, component, variant)
+    names = {name for file in files for name in read_header(file) if not name.endswith("position_ids")}
+    needed = len(list(module.parameters()))
+    if len(names) < needed:
+        raise CheckpointError(
+            f"{folder / component} holds {len(names)} tensors, and its config.json describes a network of {needed};"
+            " fetch it again."
+        )
+
+
+def _refuse_unfilled(pipeline: Any) -> None:
+    """Refuse a network of which the checkpoint did not fill every weight."""
+    for component, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            unfilled = [name for name, weight in module.named_parameters() if weight.is_meta]
+            if unfilled:
+                raise CheckpointError(
+                    f"the checkpoint holds no {component}.{unfilled[0]} ({len(unfilled)} tensors are missing); fetch it"
+                    " again, and check that its configuration is that of its network."
+                )
 
 
 def _quiet() -> None:

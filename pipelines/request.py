@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 from pipelines.catalog import ModelEntry
 from pipelines.errors import InvalidRequest
-from pipelines.samplers import choose
+from pipelines.samplers import check_steps, choose
 
 MAX_PROMPT_CHARACTERS = 32_000
 MAX_SEED = 2**53 - 1
 """Seeds stay exact in JavaScript's and JSON's numbers."""
-MAX_STEPS = 150
 MAX_GUIDANCE = 50.0
 MAX_CLIP_SKIP = 11
 
@@ -86,7 +85,6 @@ def settle(wishes: Wishes, entry: ModelEntry, seed: int) -> ImageRequest:
     _check_prompt("negative_prompt", wishes.negative_prompt or "")
     steps = entry.steps if wishes.steps is None else wishes.steps
     guidance = entry.guidance_scale if wishes.guidance_scale is None else wishes.guidance_scale
-    check_range("steps", steps, 1, MAX_STEPS)
     check_range("guidance_scale", guidance, 0, MAX_GUIDANCE)
     check_range("seed", seed, 0, MAX_SEED)
     if wishes.clip_skip is not None:
@@ -95,6 +93,7 @@ def settle(wishes: Wishes, entry: ModelEntry, seed: int) -> ImageRequest:
     # The model's default schedule belongs to its default sampler: another sampler starts from its own.
     schedule = wishes.schedule or (entry.schedule if wishes.sampler is None else None)
     choice = choose(entry.prediction, wishes.sampler or entry.sampler, schedule)
+    check_steps(choice, entry.prediction, steps)
     return ImageRequest(
         model=entry.name,
         prompt=wishes.prompt,
@@ -111,32 +110,51 @@ def settle(wishes: Wishes, entry: ModelEntry, seed: int) -> ImageRequest:
 
 
 def settle_size(width: int | None, height: int | None, entry: ModelEntry) -> tuple[int, int]:
-    """The model's default size, or the wished one if the model can make it; one side alone keeps the default other."""
-    settled = (width or entry.width, height or entry.height)
-    step = entry.size_step
-    for field, given, side in zip(("width", "height"), (width, height), settled, strict=True):
-        if given is not None and given <= 0 or side % step:
-            near = max(step, round(side / step) * step)
-            raise InvalidRequest(
-                field,
-                f"{field} {side} must be a positive multiple of {step} for {entry.name!r}, such as {near}.",
-            )
-        if side > entry.max_side:
-            raise InvalidRequest(field, f"{field} {side} is above {entry.name!r}'s longest side, {entry.max_side}.")
+    """The model's default size, or the wished one if the model can make it; one side alone keeps the default other.
+
+    Raises:
+        InvalidRequest: for `size` where both sides were given, since that is how a client usually writes them; else
+            for the side that was.
+    """
+    settled = (entry.width if width is None else width, entry.height if height is None else height)
+    field = "size"
+    if (width is None) != (height is None):
+        field = "height" if width is None else "width"
+    for name, side in zip(("width", "height"), settled, strict=True):
+        _check_side(field, name, side, entry)
     if settled[0] * settled[1] > entry.max_pixels:
         raise InvalidRequest(
-            "size",
+            field,
             f"size {settled[0]}x{settled[1]} has {settled[0] * settled[1]} pixels; {entry.name!r} makes at most"
             f" {entry.max_pixels}. Its native sizes: {', '.join(entry.native_sizes)}.",
         )
     return settled
 
 
+def _check_side(field: str, name: str, side: int, entry: ModelEntry) -> None:
+    """One side must be a positive multiple of the model's step, and no longer than the model can make."""
+    step, longest = entry.size_step, entry.max_side
+    if side > longest:
+        raise InvalidRequest(field, f"{name} {_shown(side)} is above {entry.name!r}'s longest side, {longest}.")
+    if side <= 0 or side % step:
+        near = min(max(step, round(side / step) * step), longest // step * step)
+        raise InvalidRequest(
+            field,
+            f"{name} {_shown(side)} must be a positive multiple of {step} for {entry.name!r}, such as {near}.",
+        )
+
+
 def check_range(field: str, value: float, low: float, high: float) -> None:
     """Raise InvalidRequest unless low <= value <= high (NaN fails too)."""
     if not low <= value <= high:
-        shown = str(value)[:24]
-        raise InvalidRequest(field, f"{field} must be between {low:g} and {high:.17g}, not {shown}.")
+        raise InvalidRequest(field, f"{field} must be between {low:g} and {high:.17g}, not {_shown(value)}.")
+
+
+def _shown(value: float) -> str:
+    """A number for an error message; Python refuses to write out integers of thousands of digits."""
+    if abs(value) > 1e18:
+        return "a number beyond 1e18" if value > 0 else "a number beyond -1e18"
+    return str(value)[:24]
 
 
 def _check_prompt(field: str, text: str) -> None:

@@ -23,6 +23,9 @@ class Prediction(StrEnum):
     FLOW = "flow"
 
 
+MAX_STEPS = 150
+"""The most steps any sampler takes; some take fewer."""
+
 AUTOMATIC = "automatic"
 """The schedule that the checkpoint itself was published with."""
 
@@ -40,6 +43,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "beta": _NO_SIGMAS | {"use_beta_sigmas": True},
 }
 
+# Which schedules a class supports follows from the options it accepts, with two exceptions: LCM and TCD must walk
+# along the timesteps they were distilled on, and diffusion solvers turned to flow (`use_flow_sigmas`) accept the
+# other schedules' options but answer them with NaN. Both keep to their own schedule.
 _SPACED = frozenset({AUTOMATIC, "normal", "sgm_uniform", "ddim_uniform"})
 _SIGMAS = frozenset({AUTOMATIC, "karras", "exponential", "beta"})
 _ALL = _SPACED | _SIGMAS
@@ -48,11 +54,12 @@ _OWN = frozenset({AUTOMATIC})
 
 @dataclass(frozen=True)
 class Method:
-    """One diffusers scheduler class, the options that make it this sampler, and the schedules it supports."""
+    """One diffusers scheduler class, the options that make it this sampler, and the schedules and steps it supports."""
 
     class_name: str
     schedules: frozenset[str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    max_steps: int = MAX_STEPS
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,10 @@ class Sampler:
         return self.diffusion if prediction is Prediction.DIFFUSION else self.flow
 
 
-_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+_FLOW = _NO_SIGMAS | {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+_DISTILLED_STEPS = 50
+"""On how many timesteps a consistency model was distilled: diffusers' default, and the most that it takes."""
+_DISTILLED = {"original_inference_steps": _DISTILLED_STEPS}
 
 
 def _multistep(order: int, algorithm: str) -> Sampler:
@@ -107,8 +117,10 @@ SAMPLERS: dict[str, Sampler] = {
     "DDIM": Sampler(Method("DDIMScheduler", _SPACED, {"clip_sample": False})),
     "DDPM": Sampler(Method("DDPMScheduler", _SPACED, {"clip_sample": False})),
     "PNDM": Sampler(Method("PNDMScheduler", _SPACED, {"skip_prk_steps": True}), aliases=("plms",)),
-    "LCM": Sampler(Method("LCMScheduler", _OWN), Method("FlowMatchLCMScheduler", _SIGMAS)),
-    "TCD": Sampler(Method("TCDScheduler", _OWN)),
+    "LCM": Sampler(
+        Method("LCMScheduler", _OWN, _DISTILLED, _DISTILLED_STEPS), Method("FlowMatchLCMScheduler", _SIGMAS)
+    ),
+    "TCD": Sampler(Method("TCDScheduler", _OWN, _DISTILLED, _DISTILLED_STEPS)),
 }
 
 
@@ -134,7 +146,7 @@ def choose(prediction: Prediction, sampler: str, schedule: str | None = None) ->
     name, named_schedule = _split(sampler)
     if name is None:
         raise InvalidRequest("sampler", _unknown("sampler", sampler, samplers_for(prediction)))
-    wanted = _schedule(schedule) or named_schedule or AUTOMATIC
+    wanted = _agreed(named_schedule, _schedule(schedule))
     method = SAMPLERS[name].method(prediction)
     if method is None:
         allowed = ", ".join(samplers_for(prediction))
@@ -144,7 +156,8 @@ def choose(prediction: Prediction, sampler: str, schedule: str | None = None) ->
     if wanted not in method.schedules:
         allowed = ", ".join(sorted(method.schedules))
         raise InvalidRequest(
-            "schedule", f"sampler {name!r} does not support schedule {wanted!r}; it supports: {allowed}."
+            "sampler" if schedule is None else "schedule",
+            f"sampler {name!r} does not support schedule {wanted!r}; it supports: {allowed}.",
         )
     return SamplerChoice(name, wanted)
 
@@ -165,17 +178,45 @@ def build(choice: SamplerChoice, prediction: Prediction, checkpoint_config: Mapp
     scheduler_class = getattr(diffusers, method.class_name)
     options = dict(method.options) | SCHEDULES[choice.schedule]
     accepted = inspect.signature(scheduler_class.__init__).parameters
+    # diffusers would keep what the class does not know in its config, where `use_dynamic_shifting` then lies about it.
+    config = {key: value for key, value in checkpoint_config.items() if key in accepted or key.startswith("_")}
     if options.get("use_flow_sigmas"):
         options["flow_shift"] = checkpoint_config.get("shift", 1.0)
     if "noise_sampler_seed" in accepted:
         options["noise_sampler_seed"] = seed
-    return scheduler_class.from_config(
-        dict(checkpoint_config), **{key: value for key, value in options.items() if key in accepted}
-    )
+    return scheduler_class.from_config(config, **{key: value for key, value in options.items() if key in accepted})
+
+
+def max_steps(sampler: str, prediction: Prediction) -> int:
+    """The most steps a sampler of the table takes with models of this kind."""
+    method = SAMPLERS[sampler].method(prediction)
+    assert method is not None, "choose() lets no such pair through"
+    return method.max_steps
+
+
+def check_steps(choice: SamplerChoice, prediction: Prediction, steps: int) -> None:
+    """Refuse more steps than the sampler can take.
+
+    Raises:
+        InvalidRequest: naming the bound.
+    """
+    most = max_steps(choice.sampler, prediction)
+    if not 1 <= steps <= most:
+        shown = steps if abs(steps) < 1e18 else "that"  # Python refuses to write out thousands of digits
+        raise InvalidRequest(
+            "steps", f"steps must be between 1 and {most} for sampler {choice.sampler!r}, not {shown}."
+        )
+
+
+def scheduler_classes(prediction: Prediction) -> frozenset[str]:
+    """The diffusers scheduler classes whose configuration describes a model of this kind."""
+    methods = (sampler.method(prediction) for sampler in SAMPLERS.values())
+    return frozenset(method.class_name for method in methods if method is not None)
 
 
 def _normal(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").split())
+    """One spelling for all: "DPM++_2M", ComfyUI's "dpmpp_2m" and "dpm++  2m" are one name."""
+    return " ".join(name.lower().replace("_", " ").replace("dpmpp", "dpm++").split())
 
 
 @cache
@@ -207,6 +248,16 @@ def _schedule(written: str | None) -> str | None:
     if wanted not in SCHEDULES:
         raise InvalidRequest("schedule", _unknown("schedule", written, list(SCHEDULES)))
     return wanted
+
+
+def _agreed(named: str | None, explicit: str | None) -> str:
+    """The schedule that a combined name and the field of its own come to; "automatic" leaves it to the name."""
+    if explicit in (None, AUTOMATIC):
+        return named or AUTOMATIC
+    if named not in (None, explicit):
+        raise InvalidRequest("schedule", f"schedule {explicit!r} contradicts the sampler's name, which says {named!r}.")
+    assert explicit is not None
+    return explicit
 
 
 def _unknown(kind: str, written: str, known: list[str]) -> str:

@@ -5,6 +5,7 @@ from math import ceil, sqrt
 
 from pipelines.catalog import ModelEntry
 from pipelines.errors import InvalidRequest
+from pipelines.samplers import choose, max_steps
 
 # OpenAI's quality words as multiples of the model's default steps; None is the client saying nothing.
 QUALITY_STEPS = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 2.5}
@@ -48,19 +49,30 @@ def size_of_ratio(written: str, entry: ModelEntry) -> tuple[int, int]:
     near = min(native, key=lambda size: _off(size[0] / size[1], ratio))
     if _off(near[0] / near[1], ratio) < _NEAR:
         return near
-    step = entry.size_step
-    width, height = sqrt(entry.width * entry.height * ratio), sqrt(entry.width * entry.height / ratio)
-    return max(step, round(width / step) * step), max(step, round(height / step) * step)
+    return _with_ratio(ratio, entry)
 
 
-def quality_steps(written: str | None, entry: ModelEntry) -> tuple[str, int]:
+def _with_ratio(ratio: float, entry: ModelEntry) -> tuple[int, int]:
+    """The size nearest a ratio that the model can make; never one that its own limits refuse."""
+    step, pixels = entry.size_step, entry.width * entry.height
+    longest = entry.max_side // step * step
+    width, height = (
+        min(longest, max(step, round(side / step) * step)) for side in (sqrt(pixels * ratio), sqrt(pixels / ratio))
+    )
+    if width * height > entry.max_pixels:  # rounded up over a budget that has no room to spare
+        return (width - step, height) if width > height else (width, height - step)
+    return width, height
+
+
+def quality_steps(written: str | None, entry: ModelEntry, sampler: str | None = None) -> tuple[str, int]:
     """OpenAI's quality in the words of a response (never auto, standard or hd), and the steps it stands for.
 
-    A word nobody knows is medium: quality is never an error.
+    A word nobody knows is medium, and the steps stay within what the sampler takes: quality is never an error.
     """
     word = (written or "auto").lower()
     word = _QUALITY_ALIASES.get(word, word if word in QUALITY_STEPS else "medium")
-    return word, max(1, min(150, ceil(entry.steps * QUALITY_STEPS[word])))
+    most = max_steps(choose(entry.prediction, sampler or entry.sampler).sampler, entry.prediction)
+    return word, max(1, min(most, ceil(entry.steps * QUALITY_STEPS[word])))
 
 
 def _off(ratio: float, wished: float) -> float:

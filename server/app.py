@@ -7,19 +7,19 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from litestar import Litestar, Request, Response, get
 from litestar.datastructures import MutableScopeHeaders, State
 from litestar.di import Provide
+from litestar.exceptions import NotFoundException
 from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 from litestar.types import Message, Scope
 
 from pipelines.catalog import Catalog
-from pipelines.errors import CheckpointError
+from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
-from server.errors import handle
+from server.errors import handle, request_id
 from server.gpu import GpuThread
 from server.jobs import Jobs
 from server.openapi import openapi_config
@@ -54,6 +54,7 @@ def create_app(settings: Settings, catalog: Catalog, new_engine: Callable[[], En
         dependencies={"services": Provide(_from_state, sync_to_thread=False)},
         exception_handlers={Exception: handle, ClientGone: _nobody},
         lifespan=[running],
+        before_request=_guard,
         before_send=[_name_request],
         openapi_config=openapi_config(version("darkroom")),
         logging_config=None,
@@ -80,11 +81,12 @@ async def _services(
         await jobs.recover()
         services = Services(settings, catalog, scheduler, jobs, Readiness({"models": "the default model is loading"}))
         worker = asyncio.create_task(scheduler.run())
-        worker.add_done_callback(lambda task: _stopped(task, services.readiness))
+        worker.add_done_callback(lambda task: _stopped(task, services))
         loading = asyncio.create_task(_load_default(services, gpu))
         try:
             yield services
         finally:
+            await jobs.close()
             for task in (loading, worker):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -99,18 +101,21 @@ async def _load_default(services: Services, gpu: GpuThread) -> None:
     entry = services.catalog.resolve(None)
     try:
         await gpu(services.scheduler.engine.load, entry, set())
-    except CheckpointError as error:
-        log.error("the default model cannot be loaded: %s", error)
-        services.readiness.missing["models"] = str(error)
+    except Exception as error:
+        log.error("the default model cannot be loaded: %s", error, exc_info=error)
+        services.jobs.broken.add(entry.name)
     else:
-        del services.readiness.missing["models"]
         log.info("ready: %s is loaded", entry.name)
+    finally:
+        del services.readiness.missing["models"]
 
 
-def _stopped(task: "asyncio.Task[None]", readiness: Readiness) -> None:
+def _stopped(task: "asyncio.Task[None]", services: Services) -> None:
+    """Nobody computes any more: whoever waits must hear so, and nobody else may come to wait."""
     if not task.cancelled() and (error := task.exception()):
         log.critical("the scheduler stopped", exc_info=error)
-        readiness.missing["scheduler"] = "it stopped unexpectedly; restart the server"
+        services.readiness.missing["scheduler"] = "it stopped unexpectedly; restart the server"
+        services.jobs.stop()
 
 
 def _from_state(state: State) -> Services:
@@ -118,10 +123,18 @@ def _from_state(state: State) -> Services:
     return services
 
 
+def _guard(request: Request[Any, Any, Any]) -> None:
+    """Refuse, before any handler, what no handler should see."""
+    if "\0" in request.scope["path"]:
+        raise NotFoundException  # to the system's own calls such a path is an error of another kind
+    services: Services = request.app.state.services
+    refuse_cross_site(request, services.settings.public_url)
+
+
 async def _name_request(message: Message, scope: Scope) -> None:
     """Every answer has an id by which the log can be searched."""
     if message["type"] == "http.response.start":
-        MutableScopeHeaders(message).setdefault("x-request-id", uuid4().hex)
+        MutableScopeHeaders(message)["x-request-id"] = request_id(scope)
 
 
 def _nobody(request: Request[Any, Any, Any], error: ClientGone) -> Response[None]:

@@ -1,37 +1,59 @@
-"""Reading a request's body: JSON only, bounded, and never an error 500 whatever the bytes."""
+"""Reading a request's body: JSON only, bounded in size and time, and never an error 500 whatever the bytes."""
 
+import asyncio
 from typing import Any
 
 import msgspec
 from litestar import Request
+from litestar.exceptions import InternalServerException
 
 from pipelines.errors import InvalidRequest
-from server.errors import BodyTooLarge, WrongMediaType
+from server.disconnect import ClientGone
+from server.errors import BodyTooLarge, BodyTooSlow, WrongMediaType
 
 MAX_JSON_BYTES = 1024 * 1024
+MAX_BODY_SECONDS = 30.0
+"""uvicorn itself waits for ever, so a thousand clients that never finish would hold a thousand connections."""
 
 
-async def read_json(request: Request[Any, Any, Any], limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+async def read_json(
+    request: Request[Any, Any, Any], limit: int = MAX_JSON_BYTES, patience: float = MAX_BODY_SECONDS
+) -> dict[str, Any]:
     """The body as a JSON object.
 
     The declared type is insisted on: a page on another site may send `text/plain` here without asking, but not
     `application/json`.
 
     Raises:
-        WrongMediaType, BodyTooLarge, InvalidRequest.
+        WrongMediaType, BodyTooLarge, BodyTooSlow, InvalidRequest, ClientGone.
     """
     declared = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if declared != "application/json":
         raise WrongMediaType("Send the body as JSON with the header Content-Type: application/json.")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise BodyTooLarge(f"The body is larger than {limit} bytes.")
     try:
-        data = msgspec.json.decode(bytes(body))
+        async with asyncio.timeout(patience):
+            body = await _read(request, limit)
+    except TimeoutError as error:
+        raise BodyTooSlow(f"The body did not arrive within {patience:g} seconds.") from error
+    try:
+        data = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest("body", f"The body is not valid JSON: {error}.") from error
+        raise InvalidRequest("body", f"The body is not valid JSON: {str(error).split(' - at ')[0]}.") from error
     if not isinstance(data, dict):
         raise InvalidRequest("body", "The body must be a JSON object.")
     return data
+
+
+async def _read(request: Request[Any, Any, Any], limit: int) -> bytes:
+    too_large = BodyTooLarge(f"The body is larger than {limit} bytes.")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+    except InternalServerException as error:  # Litestar's name for a client that left half-way
+        raise ClientGone("The client hung up.") from error
+    return bytes(body)

@@ -9,13 +9,15 @@
 import logging
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import Scope
 
-from pipelines.errors import CheckpointError, ImageFailed, ImageTooLarge, InvalidRequest, UnknownModel
+from pipelines.errors import CheckpointError, ImageFailed, ImageTooLarge, InvalidRequest, NotANumber, UnknownModel
 from server.scheduling.queue import QueueFull
-from storage.errors import DatabaseBusy, DiskFault, DiskFull, MetadataTooLarge, NotFound
+from storage.errors import DatabaseBusy, DatabaseDamaged, DiskFault, DiskFull, MetadataTooLarge, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,34 @@ class UnsupportedField(InvalidRequest):
     """A field of the API that this server cannot honour yet."""
 
 
+class CrossSite(Exception):
+    """A page of another site wants something done here."""
+
+
 class WrongMediaType(Exception):
     """A body that is not declared as JSON."""
 
 
 class BodyTooLarge(Exception):
     """A body beyond the route's limit."""
+
+
+class BodyTooSlow(Exception):
+    """A body that did not arrive in time."""
+
+
+class ModelUnavailable(Exception):
+    """A model that cannot be loaded. Why names files of this machine, so that is for the log and its operator."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model {name!r} cannot be loaded; the server's log and `darkroom doctor` say why.")
+
+
+class Interrupted(Exception):
+    """The server stops, or its scheduler did."""
+
+    def __init__(self) -> None:
+        super().__init__("The server stopped before the job was done. Send it again once /ready answers 200.")
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,8 @@ class Answer:
     status: int
     code: str
     retry: bool = False
+    says: str | None = None
+    """In place of the exception's own message, where that may tell of the machine."""
 
 
 # The first class of an exception's own ancestry that stands here decides.
@@ -56,30 +82,50 @@ ANSWERS: dict[type[Exception], Answer] = {
     UnknownField: Answer(400, "unknown_parameter"),
     UnsupportedField: Answer(400, "unsupported_parameter"),
     MetadataTooLarge: Answer(400, "invalid_value"),
+    CrossSite: Answer(403, "cross_site"),
     UnknownModel: Answer(404, "model_not_found"),
     NotFound: Answer(404, "not_found"),
+    BodyTooSlow: Answer(408, "request_timeout", retry=True),
     BodyTooLarge: Answer(413, "request_too_large"),
     WrongMediaType: Answer(415, "unsupported_media_type"),
-    ImageFailed: Answer(500, "generation_failed"),
+    ImageFailed: Answer(
+        500, "generation_failed", says="The picture failed while it was computed; the server's log says why."
+    ),
+    NotANumber: Answer(500, "generation_failed"),
     ImageTooLarge: Answer(500, "image_too_large"),
-    CheckpointError: Answer(503, "model_unavailable"),
+    DatabaseDamaged: Answer(500, "database_damaged"),
+    ModelUnavailable: Answer(503, "model_unavailable"),
     QueueFull: Answer(503, "queue_full", retry=True),
+    Interrupted: Answer(503, "interrupted", retry=True),
     DatabaseBusy: Answer(503, "database_busy", retry=True),
     DiskFull: Answer(503, "disk_full", retry=True),
     DiskFault: Answer(503, "disk_fault"),
 }
 
-_HTTP_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
-_UNFORESEEN = "Something went wrong on the server; its log has the details under this request's id."
+# What the framework itself refuses, by status: its own words help nobody.
+_FRAMEWORK = {
+    400: ("invalid_request", "The request cannot be understood."),
+    404: ("not_found", "Nothing is served under this address; /docs lists what is."),
+    405: ("method_not_allowed", "This address does not take this method; the Allow header lists those it takes."),
+    413: ("request_too_large", "The request is too large."),
+}
+UNFORESEEN = Answer(500, "server_error", retry=True)
+
+
+def request_id(scope: Scope) -> str:
+    """The id by which a request is found in the log; its answer carries the same one."""
+    found: str = scope["state"].setdefault("request_id", uuid4().hex)
+    return found
 
 
 def handle(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Answer any exception in the dialect of the path it befell."""
+    if isinstance(error, ValidationException):
+        error = _invalid(error)
     answer, message = explain(error)
-    if answer.status >= 500 and not answer.retry:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    _log(request, answer, error)
     field = error.field if isinstance(error, InvalidRequest) else None
-    shape = _openai if request.url.path.startswith("/v1") else _application
+    shape = _openai if request.scope["path"].split("/")[1:2] == ["v1"] else _application
     return Response(shape(answer, message, field), status_code=answer.status, headers=_headers(answer, error))
 
 
@@ -87,11 +133,42 @@ def explain(error: Exception) -> tuple[Answer, str]:
     """The answer to an exception and the message a client may read; an unforeseen one tells nothing of itself."""
     for ancestor in type(error).__mro__:
         if ancestor in ANSWERS:
-            return ANSWERS[ancestor], str(error)
-    if isinstance(error, HTTPException):
-        code = _HTTP_CODES.get(error.status_code, "invalid_request" if error.status_code < 500 else "server_error")
-        return Answer(error.status_code, code), error.detail
-    return Answer(500, "server_error", retry=True), _UNFORESEEN
+            answer = ANSWERS[ancestor]
+            return answer, answer.says or str(error)
+    if isinstance(error, HTTPException) and error.status_code < 500:
+        code, message = _FRAMEWORK.get(error.status_code, _FRAMEWORK[400])
+        return Answer(error.status_code, code), message
+    return UNFORESEEN, "Something went wrong on the server; its log has the details under this request's id."
+
+
+def public(error: BaseException, model: str) -> Exception:
+    """Why an image failed, as its client may hear it."""
+    if isinstance(error, CheckpointError):
+        unavailable = ModelUnavailable(model)
+        unavailable.__cause__ = error  # for the log
+        return unavailable
+    return error if isinstance(error, Exception) else Interrupted()
+
+
+def _log(request: Request[Any, Any, Any], answer: Answer, error: Exception) -> None:
+    """With the traceback, unless it was foreseen and passes by itself."""
+    if answer.status < 500:
+        return
+    passing = answer.retry and answer is not UNFORESEEN
+    line = (request_id(request.scope), request.method, request.scope["path"], error)
+    log.log(
+        logging.WARNING if passing else logging.ERROR,
+        "request %s: %s %r failed: %s",
+        *line,
+        exc_info=None if passing else error,
+    )
+
+
+def _invalid(error: ValidationException) -> InvalidRequest:
+    """Litestar's complaint about a query or path parameter, as one about a field."""
+    first = error.extra[0] if isinstance(error.extra, list) and error.extra else {}
+    field = str(first.get("key", "query"))
+    return InvalidRequest(field, f"{field}: {first.get('message', 'it is not valid')}.")
 
 
 def _headers(answer: Answer, error: Exception) -> dict[str, str]:
@@ -103,8 +180,8 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
     if answer.status >= 500 and not answer.retry:
         # OpenAI's clients repeat every 5xx twice unless told that it is no use.
         headers["x-should-retry"] = "false"
-    if isinstance(error, HTTPException) and "allow" in (error.headers or {}):
-        headers["Allow"] = dict(error.headers or {})["allow"]
+    if isinstance(error, HTTPException):
+        headers |= {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     return headers
 
 

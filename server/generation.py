@@ -5,13 +5,17 @@ import secrets
 from typing import Any
 
 import msgspec
+from PIL import Image
 
 from pipelines.catalog import Catalog, ModelEntry
 from pipelines.errors import InvalidRequest
-from pipelines.request import MAX_SEED, Wishes, check_range, settle
+from pipelines.infotext import metadata
+from pipelines.request import MAX_SEED, ImageRequest, Wishes, check_range, settle
 from pipelines.sizes import parse_size, quality_steps, size_of_ratio
 from server.errors import MissingField, UnknownField, UnsupportedField
 from server.jobs import Order
+from storage.encoding import encode
+from storage.errors import MetadataTooLarge
 from storage.media import ImageFormat
 
 MAX_IMAGES = 10
@@ -72,6 +76,15 @@ LATER = {
 }
 
 
+STYLES = ("vivid", "natural")
+BACKGROUNDS = ("auto", "opaque")
+MAX_INTEGER = 2**53
+"""The largest whole number that every JSON reader keeps exact."""
+
+# Neither SQLite's tools nor a picture's metadata hold a NUL, and UTF-8 knows no half of a surrogate pair.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
 def read_body(data: dict[str, Any]) -> GenerationBody:
     """Check the fields' names and types.
 
@@ -79,8 +92,11 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
         InvalidRequest: naming the field as the client wrote it.
     """
     fields: dict[str, Any] = {}
+    spelling: dict[str, str] = {}
     for written, value in data.items():
         name = _canonical(written)
+        spelling[name] = written
+        _check_value(written, value)
         if name in LATER and value not in (None, False, 0, [], {}, ""):
             raise UnsupportedField(written, f"{written}: this server does not do {LATER[name]} yet; leave it out.")
         if name in LATER:
@@ -88,15 +104,14 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
         if name not in GenerationBody.__struct_fields__:
             known = ", ".join(GenerationBody.__struct_fields__)
             raise UnknownField(written[:80], f"Unknown field {written[:80]!r}. Known: {known}.")
-        elif value is not None:
-            if fields.setdefault(name, value) != value:
-                raise InvalidRequest(written, f"{written} is given twice, with different values.")
+        if value is not None and fields.setdefault(name, value) != value:
+            raise InvalidRequest(written, f"{written} is given twice, with different values.")
     try:
         return msgspec.convert(fields, GenerationBody)
     except msgspec.ValidationError as error:
         message = str(error)
         place = re.search(r"`\$\.(\w+)", message)
-        field = place[1] if place else "body"
+        field = spelling[place[1]] if place else "body"
         raise InvalidRequest(field, f"{field}: {message.split(' - at ')[0]}.") from error
 
 
@@ -113,8 +128,7 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
     check_range("priority", body.priority or 0, -MAX_PRIORITY, MAX_PRIORITY)
     if body.output_compression is not None:
         check_range("output_compression", body.output_compression, 0, 100)
-    if body.background == "transparent":
-        raise InvalidRequest("background", "background: this model cannot make transparent pictures; use opaque.")
+    _check_looks(body)
     entry = catalog.resolve(body.model)
     quality, steps = quality_steps(body.quality, entry)
     seed = _seed(body.seed, count)
@@ -130,11 +144,14 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
         schedule=body.schedule,
         clip_skip=body.clip_skip,
     )
+    requests = [settle(wishes, entry, seed + index) for index in range(count)]
+    format = image_format(body.output_format)
+    _check_story(requests[-1], entry, format)
     return Order(
         owner_id=owner_id,
         entry=entry,
-        requests=[settle(wishes, entry, seed + index) for index in range(count)],
-        format=image_format(body.output_format),
+        requests=requests,
+        format=format,
         compression=body.output_compression,
         priority=body.priority or 0,
         session_id=_short("session_id", body.session_id),
@@ -158,6 +175,32 @@ def image_format(written: str | None) -> ImageFormat:
     if name not in list(ImageFormat):
         raise InvalidRequest("output_format", f"output_format must be png, jpeg or webp, not {name[:24]!r}.")
     return ImageFormat(name)
+
+
+def _check_value(written: str, value: object) -> None:
+    """What no field may hold, whatever its type."""
+    if isinstance(value, str) and _UNSTORABLE.search(value):
+        raise InvalidRequest(written[:80], f"{written[:80]} holds a NUL or half a surrogate pair; take it out.")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise InvalidRequest(written[:80], f"{written[:80]} is beyond ±{MAX_INTEGER}.")
+
+
+def _check_looks(body: GenerationBody) -> None:
+    """The words of OpenAI's that choose a look; its style is accepted and leaves these models as they are."""
+    if body.background == "transparent":
+        raise InvalidRequest("background", "background: this model cannot make transparent pictures; use opaque.")
+    for field, word, known in (("background", body.background, BACKGROUNDS), ("style", body.style, STYLES)):
+        if word is not None and word not in known:
+            raise InvalidRequest(field, f"{field} must be {' or '.join(known)}, not {word[:24]!r}.")
+
+
+def _check_story(request: ImageRequest, entry: ModelEntry, format: ImageFormat) -> None:
+    """Refuse now what a JPEG could not carry: found when the picture is encoded, it would have been made in vain."""
+    if format is ImageFormat.JPEG:
+        try:
+            encode(Image.new("RGB", (1, 1)), format, metadata(request, entry))
+        except MetadataTooLarge as error:
+            raise InvalidRequest("prompt", str(error)) from error
 
 
 def _seed(written: int | None, count: int) -> int:

@@ -10,6 +10,7 @@ def image_facts(image: ImageRecord) -> dict[str, Any]:
     """One image as the playground frontend reads it."""
     return {
         "id": image.id,
+        "jobId": image.job_id,
         "prompt": image.prompt,
         "negativePrompt": image.negative_prompt,
         "model": image.model,
@@ -26,6 +27,8 @@ def image_facts(image: ImageRecord) -> dict[str, Any]:
             "seed": image.seed,
         }
         | image.parameters,
+        "generationTime": round(image.generation_seconds, 3),
+        "cost": image.cost,
         "createdAt": _iso(image.created_at),
     }
 

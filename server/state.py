@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pipelines.catalog import Catalog
+from server.errors import ModelUnavailable
 from server.jobs import Jobs
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
@@ -13,7 +14,7 @@ LOCAL_OWNER = "local"
 
 @dataclass
 class Readiness:
-    """Why the server cannot take work, by cause; empty when it can."""
+    """What the server waits for before it can take work, by cause."""
 
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -27,3 +28,10 @@ class Services:
     scheduler: Scheduler
     jobs: Jobs
     readiness: Readiness
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why the server cannot take work, by cause; empty when it can."""
+        default = self.catalog.default
+        broken = {"models": str(ModelUnavailable(default))} if default in self.jobs.broken else {}
+        return self.readiness.missing | broken

@@ -1,8 +1,111 @@
-"""What every test may use."""
+"""What every test may use: tiny checkpoints of the real architectures, an engine, and a real server on a real port."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import uvicorn
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import diffusers
+import torch
+import transformers
+
+torch.set_num_threads(1)  # tiny networks run no faster on more, and a busy machine makes the threads wait
+
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
+
+from pipelines.catalog import Catalog, load_catalog
+from pipelines.device import pick_device
+from pipelines.engine import Engine
+from pipelines.families import family_facts
+from server.app import create_app
+from server.settings import Settings
+from tests import tiny
+
+CATALOG = """
+[models.tiny-sdxl]
+family = "sdxl"
+source = "./sdxl"
+size = "32x32"
+steps = 4
+aliases = ["gpt-image-1", "org/tiny"]
+price = 0.25
+
+[models.tiny-sd3]
+family = "sd3"
+source = "./sd3"
+size = "32x32"
+steps = 4
+max_sequence_length = 16
+
+[models.tiny-sd3-t5]
+family = "sd3"
+source = "./sd3-t5"
+size = "32x32"
+steps = 4
+max_sequence_length = 16
+
+[models.missing]
+family = "sdxl"
+source = "./nowhere"
+"""
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny checkpoints and a models.toml that names them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tiny.build_sdxl(folder / "sdxl")
+    tiny.build_sd3(folder / "sd3")
+    tiny.build_sd3(folder / "sd3-t5", t5=True)
+    (folder / "models.toml").write_text(CATALOG)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def catalog(checkpoints: Path) -> Catalog:
+    return load_catalog(checkpoints / "models.toml", family_facts())
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    return Engine(pick_device("cpu"), resident_models=3)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: its address and its data folder."""
+
+    url: str
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def server(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The real application behind a real port, for the whole session."""
+    data = tmp_path_factory.mktemp("data")
+    settings = Settings(data=data, resident_models=3, queue_limit=200)
+    app = create_app(settings, catalog, lambda: Engine(pick_device("cpu"), 3))
+    instance = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=lambda: asyncio.run(instance.serve()))
+    thread.start()
+    while not instance.started:
+        assert thread.is_alive(), "the server did not start"
+        threading.Event().wait(0.05)
+    port = instance.servers[0].sockets[0].getsockname()[1]
+    yield Server(f"http://127.0.0.1:{port}", data)
+    instance.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive(), "the server did not stop"

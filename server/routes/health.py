@@ -3,6 +3,7 @@
 from typing import Any
 
 from litestar import Controller, Response, get
+from litestar.di import NamedDependency
 
 from server.state import Services
 
@@ -18,13 +19,14 @@ class Health(Controller):
         return {"status": "ok"}
 
     @get("/ready", sync_to_thread=False)
-    def ready(self, services: Services) -> Response[dict[str, Any]]:
-        """200 when the default model is loaded and the scheduler works; else 503 and why not."""
-        missing = services.readiness.missing
+    def ready(self, services: NamedDependency[Services]) -> Response[dict[str, Any]]:
+        """200 when the default model can be used and the scheduler works; else 503 and why not."""
+        missing = services.missing
         body = {
             "status": "unready" if missing else "ready",
             "missing": missing,
             "models": services.scheduler.engine.resident,
+            "broken_models": sorted(services.jobs.broken),
             "queue": services.scheduler.depth,
         }
         return Response(body, status_code=503 if missing else 200)

@@ -4,7 +4,8 @@ import asyncio
 from typing import Annotated, Any
 
 from litestar import Controller, delete, get
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, QueryParameter
 
 from server.playground import image_facts
 from server.state import LOCAL_OWNER, Services
@@ -19,22 +20,22 @@ class Images(Controller):
     @get("/history")
     async def history(
         self,
-        services: Services,
-        page: Annotated[int, Parameter(ge=1, le=1_000_000)] = 1,
-        per_page: Annotated[int, Parameter(query="perPage", ge=1, le=100)] = 20,
+        services: NamedDependency[Services],
+        page: Annotated[int, QueryParameter(ge=1, le=1_000_000)] = 1,
+        perPage: Annotated[int, QueryParameter(ge=1, le=100)] = 20,  # as written in the query, for errors name it so
     ) -> dict[str, Any]:
         """Finished images, newest first."""
-        found = await services.jobs.images.history(LOCAL_OWNER, page, per_page)
+        found = await services.jobs.images.history(LOCAL_OWNER, page, perPage)
         images = [image_facts(image) for image in found.images]
-        return {"images": images, "total": found.total, "page": page, "perPage": per_page}
+        return {"images": images, "total": found.total, "page": page, "perPage": perPage}
 
     @get("/{image_id:str}")
-    async def image(self, services: Services, image_id: str) -> dict[str, Any]:
+    async def image(self, services: NamedDependency[Services], image_id: FromPath[str]) -> dict[str, Any]:
         """One image with every setting that made it."""
         return image_facts(await services.jobs.images.get(LOCAL_OWNER, image_id))
 
     @delete("/{image_id:str}", status_code=200)
-    async def delete_image(self, services: Services, image_id: str) -> dict[str, Any]:
+    async def delete_image(self, services: NamedDependency[Services], image_id: FromPath[str]) -> dict[str, Any]:
         """Delete an image: its row first, durably, then its files."""
         image = await services.jobs.images.delete(LOCAL_OWNER, image_id)
         for name in (image.media_name, image.thumbnail_name):

@@ -1,19 +1,27 @@
 """Pictures and thumbnails as files: strong ETag, 304, single ranges, immutable."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
 from typing import Any, BinaryIO
 
 from litestar import Controller, Request, Response, route
+from litestar.di import NamedDependency
 from litestar.enums import HttpMethod
+from litestar.params import FromPath
 from litestar.response import Stream
 
 from server.state import LOCAL_OWNER, Services
+from storage.errors import MediaNotFound
+from storage.files import MediaFiles
 from storage.media import MediaKind, MediaName
+from storage.records import ImageRecord
+
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
 
 class Media(Controller):
@@ -24,39 +32,72 @@ class Media(Controller):
 
     @route("/{kind:str}/{year:str}/{month:str}/{file:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD])
     async def serve(
-        self, request: Request[Any, Any, Any], services: Services, kind: str, year: str, month: str, file: str
+        self,
+        request: Request[Any, Any, Any],
+        services: NamedDependency[Services],
+        kind: FromPath[str],
+        year: FromPath[str],
+        month: FromPath[str],
+        file: FromPath[str],
     ) -> Response[Any]:
         """One picture or thumbnail."""
         name = MediaName.parse(kind, year, month, file)
         image = await services.jobs.images.find_media(name.image_id, LOCAL_OWNER)
-        stream, status = await asyncio.to_thread(services.jobs.files.open, name)
-        # A thumbnail is made from the picture once, so the picture's hash and the kind name its bytes too.
-        etag = f'"{image.sha256}"' if name.kind is MediaKind.IMAGE else f'"{image.sha256}-thumbnail"'
-        headers = {
-            "ETag": etag,
-            "Cache-Control": "private, max-age=31536000, immutable",
-            "Accept-Ranges": "bytes",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "default-src 'none'; sandbox",
-        }
-        if _matches(request.headers.get("if-none-match", ""), etag):
-            stream.close()
-            return Response(None, status_code=304, headers=headers)
-        size = status.st_size
-        wanted = _range(request, etag, size)
-        if wanted is not None and not wanted:
-            stream.close()
-            return Response(None, status_code=416, headers=headers | {"Content-Range": f"bytes */{size}"})
-        first, last = (0, size - 1) if wanted is None else (wanted.start, wanted.stop - 1)
-        code = 200 if wanted is None else 206
-        if wanted is not None:
-            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-        headers["Content-Length"] = str(last - first + 1)
-        media_type = f"image/{name.format.value}"
-        if request.method == "HEAD":
-            stream.close()
-            return Response(None, status_code=code, headers=headers, media_type=media_type)
-        return Stream(_chunks(stream, first, last), status_code=code, headers=headers, media_type=media_type)
+        if name not in (image.media_name, image.thumbnail_name):
+            raise MediaNotFound
+        stream, size = await asyncio.to_thread(_open, services.jobs.files, name, image)
+        return _answer(request, name, _etag(name, image), stream, size)
+
+
+def _open(files: MediaFiles, name: MediaName, image: ImageRecord) -> tuple[BinaryIO, int]:
+    """The file and its size in bytes, in a worker thread.
+
+    Raises:
+        MediaNotFound: also for a file of another size than was written; half a picture is none.
+    """
+    try:
+        stream, status = files.open(name)
+    except MediaNotFound:
+        log.error("the file %s is missing", name.path)
+        raise
+    expected = image.byte_count if name.kind is MediaKind.IMAGE else None
+    if status.st_size != expected if expected is not None else status.st_size == 0:
+        stream.close()
+        log.error("the file %s has %d bytes, not those that were written", name.path, status.st_size)
+        raise MediaNotFound
+    return stream, status.st_size
+
+
+def _etag(name: MediaName, image: ImageRecord) -> str:
+    """A thumbnail is made from its picture once, so the picture's hash and the kind name its bytes too."""
+    return f'"{image.sha256}"' if name.kind is MediaKind.IMAGE else f'"{image.sha256}-thumbnail"'
+
+
+def _answer(request: Request[Any, Any, Any], name: MediaName, etag: str, stream: BinaryIO, size: int) -> Response[Any]:
+    """Which status and which bytes the request's conditions come to (RFC 9110, 13 and 14)."""
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Accept-Ranges": "bytes",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
+    media_type = f"image/{name.format.value}"
+    wanted = _range(request, etag, size)
+    code = 200 if wanted is None else 206
+    if _matches(request.headers.get("if-none-match", ""), etag):
+        code = 304
+    elif wanted is not None and not wanted:
+        code = 416
+        headers["Content-Range"] = f"bytes */{size}"
+    elif wanted is not None:
+        headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+    if code in (200, 206):
+        headers["Content-Length"] = str(size if wanted is None else len(wanted))
+    if code in (304, 416) or request.method == "HEAD":
+        stream.close()
+        return Response(None, status_code=code, headers=headers, media_type=media_type)
+    return Stream(_chunks(stream, wanted or range(size)), status_code=code, headers=headers, media_type=media_type)
 
 
 def _matches(header: str, etag: str) -> bool:
@@ -68,10 +109,12 @@ def _matches(header: str, etag: str) -> bool:
 def _range(request: Request[Any, Any, Any], etag: str, size: int) -> range | None:
     """The bytes asked for; an empty range when none of them is there; None for the whole file.
 
-    More than one range, another unit, or a stale If-Range mean the whole file (RFC 9110, 14.2).
+    More than one range, another unit, a stale If-Range, or a HEAD mean the whole file (RFC 9110, 14.2).
     """
     match = _RANGE.fullmatch(request.headers.get("range", "").strip())
-    if match is None or match.groups() == ("", "") or request.headers.get("if-range", etag) != etag:
+    if match is None or match.groups() == ("", "") or request.method != "GET":
+        return None
+    if request.headers.get("if-range", etag) != etag:
         return None
     start, end = match[1], match[2]
     if not start:
@@ -81,10 +124,10 @@ def _range(request: Request[Any, Any, Any], etag: str, size: int) -> range | Non
     return range(min(int(start), size), min(int(end) + 1, size) if end else size)
 
 
-async def _chunks(stream: BinaryIO, first: int, last: int) -> AsyncIterator[bytes]:
+async def _chunks(stream: BinaryIO, wanted: range) -> AsyncIterator[bytes]:
     with stream:
-        stream.seek(first)
-        left = last - first + 1
+        stream.seek(wanted.start)
+        left = len(wanted)
         while left > 0 and (chunk := await asyncio.to_thread(stream.read, min(CHUNK_BYTES, left))):
             left -= len(chunk)
             yield chunk

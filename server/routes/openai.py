@@ -1,15 +1,16 @@
 """OpenAI's Images API: generations and models, with our own fields beside theirs."""
 
-from base64 import b64encode
 from typing import Any
 
 from litestar import Controller, Request, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 from pipelines.catalog import ModelEntry
 from server.body import read_json
 from server.disconnect import while_connected
 from server.generation import order_of, read_body, wants_base64
-from server.jobs import Order, Result
+from server.jobs import Jobs, Order, Result
 from server.openapi import documents_body
 from server.playground import image_facts
 from server.state import LOCAL_OWNER, Services
@@ -23,23 +24,21 @@ class OpenAI(Controller):
     tags = ["openai"]
 
     @post("/images/generations", status_code=200, operation_class=documents_body("GenerationBody"))
-    async def generate(self, request: Request[Any, Any, Any], services: Services) -> dict[str, Any]:
+    async def generate(self, request: Request[Any, Any, Any], services: NamedDependency[Services]) -> dict[str, Any]:
         """Make pictures and wait for them."""
         body = read_body(await read_json(request))
-        inline = wants_base64(body)
+        base = None if wants_base64(body) else services.settings.public_url or str(request.base_url)
         order = order_of(body, services.catalog, LOCAL_OWNER)
         result = await while_connected(request, services.jobs.run(order))
-        base = services.settings.public_url or str(request.base_url).rstrip("/")
-        data = [await _item(services, image, base if not inline else None) for image in result.images]
-        return _response(order, result, data)
+        return _response(order, result, [await _item(services.jobs, image, base) for image in result.images])
 
     @get("/models", sync_to_thread=False)
-    def models(self, services: Services) -> dict[str, Any]:
+    def models(self, services: NamedDependency[Services]) -> dict[str, Any]:
         """The models in the catalogue."""
         return {"object": "list", "data": [_model(entry) for entry in services.catalog.entries.values()]}
 
     @get("/models/{name:path}", sync_to_thread=False)
-    def model(self, services: Services, name: str) -> dict[str, Any]:
+    def model(self, services: NamedDependency[Services], name: FromPath[str]) -> dict[str, Any]:
         """One model, by its name or an alias."""
         return _model(services.catalog.resolve(name.removeprefix("/")))
 
@@ -65,10 +64,11 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
         "native_sizes": entry.native_sizes,
         "size_step": entry.size_step,
         "max_pixels": entry.max_pixels,
+        "max_side": entry.max_side,
     }
 
 
-async def _item(services: Services, image: ImageRecord, base: str | None) -> dict[str, Any]:
+async def _item(jobs: Jobs, image: ImageRecord, base: str | None) -> dict[str, Any]:
     """One image of the response: with its absolute URL, or with its bytes where `base` is None."""
     item: dict[str, Any] = {
         "id": image.id,
@@ -79,16 +79,15 @@ async def _item(services: Services, image: ImageRecord, base: str | None) -> dic
         "imageUrl": image.media_name.url_path,
         "thumbnailUrl": image.thumbnail_name.url_path,
     }
-    if base is not None:
-        return item | {"url": base + image.media_name.url_path}
-    content = await services.jobs.read(image)
-    return item | {"b64_json": b64encode(content).decode("ascii")}
+    if base is None:
+        return item | {"b64_json": await jobs.read(image)}
+    return item | {"url": base.rstrip("/") + image.media_name.url_path}
 
 
 def _response(order: Order, result: Result, data: list[dict[str, Any]]) -> dict[str, Any]:
-    """OpenAI's shape and, beside it, the first image in the playground's own."""
+    """OpenAI's shape and, beside it, the first image in the playground's own, with the whole job's time and cost."""
     first = result.images[0]
-    response: dict[str, Any] = {
+    response = image_facts(first) | {
         "created": int(first.created_at.timestamp()),
         "data": data,
         "background": "opaque",
@@ -96,10 +95,9 @@ def _response(order: Order, result: Result, data: list[dict[str, Any]]) -> dict[
         "quality": order.notes["quality"],
         "size": f"{first.width}x{first.height}",
         "usage": _usage(result),
-        "jobId": result.job.id,
         "generationTime": round(result.seconds, 3),
         "cost": result.job.cost,
-    } | image_facts(first)
+    }
     warnings = [f"image {index} failed: {reason}" for index, reason in sorted(result.failures.items())]
     if result.dropped_tokens:
         warnings.append(

@@ -1,0 +1,38 @@
+"""The guard against pages of other sites: a browser says whom it asks for, and only our own pages may act."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from litestar import Request
+
+from server.errors import CrossSite
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def refuse_cross_site(request: Request[Any, Any, Any], public_url: str) -> None:
+    """Refuse what changes something when a page of another site asked for it. Programs send neither header.
+
+    Browsers send Sec-Fetch-Site over https and to localhost only; elsewhere their Origin must be our own address.
+    The order is that of Go's http.CrossOriginProtection.
+
+    Raises:
+        CrossSite
+    """
+    if request.method in SAFE_METHODS:
+        return
+    site = request.headers.get("sec-fetch-site")
+    if site in ("same-origin", "none"):
+        return
+    origin = request.headers.get("origin")
+    if site is None and (origin is None or _place(origin) in {request.headers.get("host"), _place(public_url)} - {""}):
+        return
+    raise CrossSite("This was asked for by a page of another site. Ask from a page of this server, or from a program.")
+
+
+def _place(url: str) -> str:
+    """Host and port, or nothing where there is none, as in the origin "null"."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""

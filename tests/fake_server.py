@@ -1,0 +1,132 @@
+"""A second server around a fake engine: for what only planted failures and closed gates can show."""
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from litestar import Litestar
+
+from pipelines.catalog import Catalog, ModelEntry
+from pipelines.request import ImageRequest
+from server.app import create_app
+from server.settings import Settings
+from storage.schema import DATABASE_NAME
+from tests.fakes import FakeEngine, entry
+
+GENERATIONS = "/v1/images/generations"
+
+
+@dataclass
+class Gate:
+    """A place where the server waits until the test lets it go on; open unless closed."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    _open: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self.reached.clear()
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def enter(self) -> None:
+        """Blocks the calling thread."""
+        self.reached.set()
+        assert self._open.wait(20), "nobody opened the gate"
+
+
+@dataclass
+class GatedEngine(FakeEngine):
+    """A fake engine with a gate in every verb, and seeds whose pictures fail at the last moment."""
+
+    gates: dict[str, Gate] = field(default_factory=lambda: {verb: Gate() for verb in ("encode", "step", "finish")})
+    failing_seeds: dict[int, Exception] = field(default_factory=dict)
+
+    def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]:
+        self.gates["encode"].enter()
+        return super().encode(entry, requests)
+
+    def step(self, entry: ModelEntry, batch: Sequence[Any]) -> list[Exception | None]:
+        self.gates["step"].enter()
+        return super().step(entry, batch)
+
+    def finish(self, entry: ModelEntry, batch: Sequence[Any]) -> list[Any]:
+        self.gates["finish"].enter()
+        pictures = super().finish(entry, batch)
+        return [
+            self.failing_seeds.get(image.request.seed, picture) for image, picture in zip(batch, pictures, strict=True)
+        ]
+
+    def open(self) -> None:
+        for gate in self.gates.values():
+            gate.open()
+
+
+@dataclass(frozen=True)
+class FakeServer:
+    """Where it listens, what it computes with, and where it keeps things."""
+
+    port: int
+    engine: GatedEngine
+    data: Path
+    app: Litestar
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        with sqlite3.connect(f"file:{self.data / DATABASE_NAME}?mode=ro", uri=True) as connection:
+            found = connection.execute(statement).fetchall()
+        connection.close()
+        return found
+
+    @property
+    def statuses(self) -> list[str]:
+        return [status for (status,) in self.rows("SELECT status FROM jobs ORDER BY created_at")]
+
+    def check_consistent(self) -> None:
+        """No file without a row, no row without its two files, nothing half-written."""
+        alive = {row[0] for row in self.rows("SELECT id FROM images WHERE deleted_at IS NULL")}
+        for kind in ("generated_images", "thumbnails"):
+            assert {path.stem for path in (self.data / "media" / kind).rglob("*.*")} == alive, kind
+        assert not list((self.data / "media").rglob("*.part"))
+
+
+@contextmanager
+def serving(data: Path, engine: GatedEngine | None = None, **settings: Any) -> Iterator[FakeServer]:
+    """Models: `fake`, `other` and `broken`, none of which is a real one."""
+    engine = engine or GatedEngine()
+    catalog = Catalog({name: entry(name) for name in ("fake", "other", "broken")}, "fake", Path("models.toml"))
+    app = create_app(Settings(data=data, **settings), catalog, lambda: engine)
+    instance = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=lambda: asyncio.run(instance.serve()))
+    thread.start()
+    eventually(lambda: instance.started or not thread.is_alive())
+    assert thread.is_alive(), "the server did not start"
+    try:
+        yield FakeServer(instance.servers[0].sockets[0].getsockname()[1], engine, data, app)
+    finally:
+        instance.should_exit = True
+        engine.open()
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.01)

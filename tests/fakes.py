@@ -1,0 +1,141 @@
+"""A fake engine, where only scheduling is under test: steps are instant or as slow as told, failures are planted."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from pipelines.catalog import ModelEntry
+from pipelines.request import ImageRequest
+from pipelines.samplers import Prediction
+
+
+@dataclass(frozen=True)
+class FakeConditioning:
+    prompt_tokens: int = 1
+    dropped_tokens: int = 0
+
+
+@dataclass
+class FakeDenoising:
+    """Counts its steps; nothing else."""
+
+    request: ImageRequest
+    conditioning: FakeConditioning = field(default_factory=FakeConditioning)
+    evaluation: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        return self.request.steps
+
+    @property
+    def finished(self) -> bool:
+        return self.evaluation >= self.evaluations
+
+    @property
+    def step(self) -> int:
+        return self.evaluation
+
+
+@dataclass
+class FakeEngine:
+    """Keeps the scheduler's contract and a record of what it was asked."""
+
+    step_seconds: float = 0.0
+    limit: int = 2
+    failing: dict[str, Exception] = field(default_factory=dict)
+    """By prompt or model name: the error that befalls it."""
+    batches: list[list[ImageRequest]] = field(default_factory=list)
+    decoded: list[list[ImageRequest]] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
+    resident: list[str] = field(default_factory=list)
+
+    def has_room(self, busy: set[str]) -> bool:
+        return len(busy & set(self.resident)) < self.limit
+
+    def load(self, entry: ModelEntry, busy: set[str]) -> None:
+        if entry.name in self.failing:
+            raise self.failing[entry.name]
+        if entry.name in self.resident:
+            return
+        for idle in [name for name in self.resident if name not in busy][: len(self.resident) - self.limit + 1]:
+            self.resident.remove(idle)
+        assert len(self.resident) < self.limit, "the scheduler loaded a model where there was no room"
+        self.resident.append(entry.name)
+        self.loads.append(entry.name)
+
+    def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]:
+        return [self.failing.get(f"encode {request.prompt}", FakeConditioning()) for request in requests]
+
+    def begin(self, entry: ModelEntry, requests: Sequence[ImageRequest], encoded: Sequence[Any]) -> list[Any]:
+        pairs = zip(requests, encoded, strict=True)
+        return [text if isinstance(text, Exception) else FakeDenoising(request, text) for request, text in pairs]
+
+    def step(self, entry: ModelEntry, batch: Sequence[FakeDenoising]) -> list[Exception | None]:
+        assert entry.name in self.resident, "a step for a model that is not loaded"
+        time.sleep(self.step_seconds)
+        self.batches.append([image.request for image in batch])
+        for image in batch:
+            image.evaluation += 1
+        return [self.failing.get(f"step {image.request.prompt}") for image in batch]
+
+    def finish(self, entry: ModelEntry, batch: Sequence[FakeDenoising]) -> list[Any]:
+        self.decoded.append([image.request for image in batch])
+        pictures = []
+        for image in batch:
+            color = (image.request.seed % 256, 0, 0)
+            pictures.append(
+                self.failing.get(f"finish {image.request.prompt}")
+                or Image.new("RGB", (image.request.width, image.request.height), color)
+            )
+        return pictures
+
+
+def entry(name: str = "fake", **changes: Any) -> ModelEntry:
+    """A catalogue entry with everything filled in."""
+    facts: dict[str, Any] = {
+        "name": name,
+        "family": "sdxl",
+        "prediction": Prediction.DIFFUSION,
+        "source": "/nowhere",
+        "revision": None,
+        "config": None,
+        "variant": None,
+        "dtype": "auto",
+        "vae": None,
+        "width": 64,
+        "height": 64,
+        "size_step": 8,
+        "native_sizes": ("64x64",),
+        "max_pixels": 4 * 64 * 64,
+        "max_side": 256,
+        "steps": 4,
+        "guidance_scale": 5.0,
+        "sampler": "Euler",
+        "schedule": "automatic",
+        "max_sequence_length": 256,
+        "t5": True,
+        "aliases": (),
+        "license": None,
+        "price": 0.0,
+    }
+    return ModelEntry(**facts | changes)
+
+
+def request(model: str = "fake", prompt: str = "a hat", **changes: Any) -> ImageRequest:
+    """A settled request with everything filled in."""
+    facts: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "negative_prompt": None,
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "guidance_scale": 5.0,
+        "sampler": "Euler",
+        "schedule": "automatic",
+        "seed": 0,
+    }
+    return ImageRequest(**facts | changes)

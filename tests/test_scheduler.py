@@ -1,0 +1,217 @@
+"""The scheduler over a fake engine: joining, leaving, cancelling, failing, swapping."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from pipelines.errors import CheckpointError, ImageFailed
+from server.gpu import GpuThread
+from server.scheduling.loop import MAX_RETRY_AFTER, Scheduler
+from server.scheduling.queue import Picture, QueueFull, Ticket
+from tests.fakes import FakeEngine, entry, request
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def scheduling(engine: FakeEngine, max_rows: int = 8, queue_limit: int = 100) -> AsyncIterator[Scheduler]:
+    gpu = GpuThread()
+    scheduler = Scheduler(engine, gpu, max_rows=max_rows, queue_limit=queue_limit)
+    worker = asyncio.create_task(scheduler.run())
+    try:
+        yield scheduler
+    finally:
+        worker.cancel()
+        await asyncio.wait({worker})
+        gpu.close()
+
+
+def submit(scheduler: Scheduler, model: str = "fake", priority: int = 0, **changes: Any) -> Ticket:
+    return scheduler.submit(entry(model), request(model, **changes), priority)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_images_submitted_together_ride_together() -> None:
+    engine = FakeEngine()
+    async with scheduling(engine) as scheduler:
+        tickets = [submit(scheduler, seed=seed, steps=2 + seed % 3, guidance_scale=1 + seed % 2) for seed in range(5)]
+        pictures = await asyncio.gather(*(ticket.future for ticket in tickets))
+    assert [picture.image.getpixel((0, 0)) for picture in pictures] == [(seed, 0, 0) for seed in range(5)]
+    assert len(engine.batches[0]) == 5
+    assert len(engine.batches) == 4, "five images of 2 to 4 steps need four forward passes together"
+
+
+async def test_an_image_joins_a_running_batch_within_one_step_and_leaves_it_first() -> None:
+    engine = FakeEngine(step_seconds=0.01)
+    async with scheduling(engine) as scheduler:
+        long = submit(scheduler, prompt="long", steps=60)
+        await until(lambda: len(engine.batches) >= 3)
+        joined_at = len(engine.batches)
+        short = submit(scheduler, prompt="short", steps=3)
+        await short.future
+        assert long.live
+        with_short = [index for index, batch in enumerate(engine.batches) if len(batch) == 2]
+    assert with_short[0] <= joined_at + 2
+    assert len(with_short) == 3
+
+
+async def test_a_cancelled_image_is_gone_by_the_next_step_and_its_rows_are_used() -> None:
+    engine = FakeEngine(step_seconds=0.01)
+    async with scheduling(engine, max_rows=2) as scheduler:
+        first = submit(scheduler, prompt="first", steps=1000)
+        second = submit(scheduler, prompt="second", steps=3)
+        await until(lambda: len(engine.batches) >= 3)
+        first.future.cancel()
+        cancelled_at = len(engine.batches)
+        await second.future
+    later = [batch[0].prompt for batch in engine.batches[cancelled_at + 1 :]]
+    assert later == ["second"] * 3
+
+
+@pytest.mark.parametrize("moment", ["encode", "step", "finish"])
+async def test_one_images_failure_is_its_own(moment: str) -> None:
+    engine = FakeEngine(failing={f"{moment} bad": ImageFailed("planted")})
+    async with scheduling(engine) as scheduler:
+        good, bad, also_good = (submit(scheduler, prompt=prompt) for prompt in ("good", "bad", "also good"))
+        outcomes = await asyncio.gather(good.future, bad.future, also_good.future, return_exceptions=True)
+    assert isinstance(outcomes[0], Picture) and isinstance(outcomes[2], Picture)
+    assert str(outcomes[1]) == "planted"
+
+
+async def test_an_engine_that_raises_ends_that_batch_and_not_the_scheduler() -> None:
+    engine = FakeEngine()
+
+    def explode(*_: Any) -> Any:
+        raise RuntimeError("unforeseen")
+
+    async with scheduling(engine) as scheduler:
+        step, engine.step = engine.step, explode  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="unforeseen"):
+            await submit(scheduler).future
+        engine.step = step  # type: ignore[method-assign]
+        assert isinstance(await submit(scheduler).future, Picture)
+
+
+async def test_a_model_that_cannot_be_loaded_fails_its_own_images_only() -> None:
+    engine = FakeEngine(failing={"broken": CheckpointError("no such folder")})
+    async with scheduling(engine) as scheduler:
+        bad, good = submit(scheduler, "broken"), submit(scheduler, "fake")
+        with pytest.raises(CheckpointError):
+            await bad.future
+        await good.future
+
+
+async def test_shapes_take_turns() -> None:
+    engine = FakeEngine(step_seconds=0.002)
+    async with scheduling(engine) as scheduler:
+        tickets = [submit(scheduler, width=width, steps=20) for width in (64, 128, 192)]
+        await asyncio.gather(*(ticket.future for ticket in tickets))
+    widths = [batch[0].width for batch in engine.batches]
+    assert {widths[index : index + 3].count(64) for index in range(6, 48)} == {1}
+
+
+async def test_priority_goes_first_and_the_others_resume() -> None:
+    engine = FakeEngine(step_seconds=0.005)
+    async with scheduling(engine, max_rows=2) as scheduler:
+        patient = submit(scheduler, prompt="patient", steps=20)
+        await until(lambda: len(engine.batches) >= 2)
+        urgent = submit(scheduler, priority=5, prompt="urgent", steps=5)
+        await urgent.future
+        assert patient.live
+        await patient.future
+    prompts = [batch[0].prompt for batch in engine.batches]
+    start = prompts.index("urgent")
+    assert prompts[start : start + 5] == ["urgent"] * 5
+    assert prompts.count("patient") == 20
+
+
+async def test_models_beyond_the_limit_drain_and_swap_and_nobody_starves() -> None:
+    engine = FakeEngine(step_seconds=0.002, limit=1)
+    async with scheduling(engine) as scheduler:
+        first = [submit(scheduler, "a", seed=seed) for seed in range(3)]
+        await until(lambda: bool(engine.batches))
+        other = submit(scheduler, "b")
+        late = [submit(scheduler, "a", seed=seed) for seed in range(3)]
+        await asyncio.gather(*(ticket.future for ticket in (*first, other, *late)))
+    assert engine.loads == ["a", "b", "a"]
+
+
+async def test_the_queue_is_bounded_and_says_when_to_come_back() -> None:
+    engine = FakeEngine(step_seconds=0.01)
+    async with scheduling(engine, queue_limit=3) as scheduler:
+        tickets = [submit(scheduler, steps=10_000) for _ in range(3)]
+        with pytest.raises(QueueFull) as refused:
+            submit(scheduler)
+        assert 1 <= refused.value.retry_after <= MAX_RETRY_AFTER
+        tickets[0].future.cancel()
+        await asyncio.sleep(0)
+        submit(scheduler)
+
+
+async def test_finished_images_are_decoded_together_while_steps_go_on() -> None:
+    engine = FakeEngine(step_seconds=0.003)
+    async with scheduling(engine) as scheduler:
+        tickets = [submit(scheduler, seed=seed, steps=5) for seed in range(4)]
+        long = submit(scheduler, steps=50)
+        await asyncio.gather(*(ticket.future for ticket in tickets))
+        assert long.live
+    assert [len(batch) for batch in engine.decoded] == [4]
+
+
+async def test_watchers_see_every_step_and_the_end() -> None:
+    engine = FakeEngine()
+    seen: list[tuple[int, bool]] = []
+    async with scheduling(engine) as scheduler:
+        ticket = scheduler.submit(entry(), request(steps=3), watch=lambda t: seen.append((t.step, t.live)))
+        await ticket.future
+        await asyncio.sleep(0)
+    assert seen == [(0, True), (1, True), (2, True), (3, True), (0, False)]
+
+
+async def test_stopping_ends_everybody_who_waits() -> None:
+    engine = FakeEngine(step_seconds=0.01)
+    async with scheduling(engine) as scheduler:
+        ticket = submit(scheduler, steps=10_000)
+        await until(lambda: bool(engine.batches))
+    assert ticket.future.cancelled()
+
+
+async def test_a_storm_of_random_joins_and_cancels_leaves_nothing_behind() -> None:
+    import random
+
+    engine = FakeEngine(limit=1)
+    rng = random.Random(4)
+    async with scheduling(engine, max_rows=5, queue_limit=10_000) as scheduler:
+        waiting: list[Awaitable[Any]] = []
+        kept: list[Ticket] = []
+        for number in range(300):
+            ticket = submit(
+                scheduler,
+                rng.choice("ab"),
+                rng.choice([0, 0, 0, 3]),
+                width=rng.choice([64, 128]),
+                steps=rng.randint(1, 6),
+                guidance_scale=rng.choice([1, 5]),
+                seed=number,
+            )
+            if rng.random() < 0.3:
+                asyncio.get_running_loop().call_later(rng.random() * 0.05, ticket.future.cancel)
+            else:
+                kept.append(ticket)
+            waiting.append(ticket.future)
+            if rng.random() < 0.2:
+                await asyncio.sleep(0.001)
+        async with asyncio.timeout(60):
+            await asyncio.gather(*waiting, return_exceptions=True)
+        assert scheduler.depth == 0
+    assert all(isinstance(ticket.future.result(), Picture) for ticket in kept)
+    assert all(len({item.key for item in batch}) == 1 for batch in engine.batches)
+    assert all(sum(item.rows for item in batch) <= 5 for batch in engine.batches)
