@@ -76,7 +76,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     """models.toml as written."""
 
     default: str | None = None
-    models: dict[str, dict[str, Any]] = {}
+    models: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def _located(source: str, folder: Path, place: str) -> str:
     return str(path.resolve()) if looks_local else source
 
 
-def _convert(data: Mapping[str, Any], kind: type[_Table], place: str) -> _Table:
+def _convert(data: Any, kind: type[_Table], place: str) -> _Table:
     """Decode one table strictly; the message gives the key and, for an unknown one, the nearest that exists."""
     try:
         return msgspec.convert(data, kind)
@@ -332,8 +332,10 @@ def _convert(data: Mapping[str, Any], kind: type[_Table], place: str) -> _Table:
         if unknown := re.search(r"unknown field `([^`]+)`", message):
             hint = _nearest(unknown[1], kind.__struct_fields__)
             raise CatalogError(f"{place}: unknown key {unknown[1]!r}{hint}.") from error
-        key = re.search(r" - at `\$([^`]*)`", message)
-        raise CatalogError(f"{place}{key[1] if key else ''}: {message.split(' - at ')[0]}.") from error
+        key = re.search(r" - at `\$\.([^`]*)`", message)
+        inside = f"{'.' if ': ' in place else ': '}{key[1]}" if key else ""
+        reason = message.split(" - at ")[0].replace(" | null", "")  # TOML has no null to write
+        raise CatalogError(f"{place}{inside}: {reason}.") from error
 
 
 def _nearest(written: str, known: Iterable[str]) -> str:

@@ -24,7 +24,8 @@ def infotext(request: ImageRequest) -> str:
         "Steps": request.steps,
         "Sampler": request.sampler,
         "Schedule type": _SCHEDULE_LABELS[request.schedule],
-        "CFG scale": f"{request.guidance_scale:g}",
+        # Every digit, so that reading it back gives the same picture, but 7 and not 7.0.
+        "CFG scale": repr(request.guidance_scale).removesuffix(".0"),
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
         "Model": request.model,

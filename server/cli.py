@@ -20,10 +20,15 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (PipelineError, StorageError, SettingsError) as error:
-            raise click.ClickException(str(error)) from error
+        except* (PipelineError, StorageError, SettingsError) as group:
+            # A group, because the parts of a server run and stop together.
+            raise click.ClickException(str(_first(group))) from None
 
     return wrapped
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,12 +1,17 @@
 """Running the server: the catalogue is read, the device found, and uvicorn serves until it is told to stop."""
 
+import asyncio
 import logging
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 import click
 import uvicorn
+from litestar import Litestar
 
 from pipelines.catalog import load_catalog
 from server.settings import Settings, SettingsError
@@ -22,6 +27,8 @@ def serve_forever(settings: Settings) -> int:
         SettingsError, CatalogError, StorageError: it cannot start.
     """
     began = monotonic()
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -44,15 +51,36 @@ def serve_forever(settings: Settings) -> int:
     app = create_app(settings, catalog, lambda: Engine(device, settings.resident_models))
     config = uvicorn.Config(
         app,
+        lifespan="off",
         log_config=None,
         access_log=settings.log_level == "debug",
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    server = uvicorn.Server(config)
-    click.echo(f"Ready in a moment: open {url} ({monotonic() - began:.1f} s)", err=True)
-    server.run(sockets=[listener])
-    return 0 if server.started else 1
+    click.echo(f"Open {url} (started in {monotonic() - began:.1f} s; the default model is loading)", err=True)
+    asyncio.run(_serve(app, _Server(config), listener))
+    return 0
+
+
+async def _serve(app: Litestar, server: uvicorn.Server, listener: socket.socket) -> None:
+    """The app's parts start and stop around the HTTP server, so that their errors reach the caller as they are."""
+    async with app.lifespan():
+        await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a signal only asks it to stop: it does not kill the process once the server has."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -62,6 +90,7 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen(128)
     except OSError as error:
         listener.close()
         raise SettingsError(

@@ -1,25 +1,16 @@
 """What every test may use: tiny checkpoints of the real architectures, an engine, and a real server on a real port."""
 
 import asyncio
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-import uvicorn
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import diffusers
+import pytest
 import torch
 import transformers
-
-torch.set_num_threads(1)  # tiny networks run no faster on more, and a busy machine makes the threads wait
-
-diffusers.utils.logging.disable_progress_bar()
-transformers.utils.logging.disable_progress_bar()
+import uvicorn
 
 from pipelines.catalog import Catalog, load_catalog
 from pipelines.device import pick_device
@@ -56,6 +47,12 @@ max_sequence_length = 16
 family = "sdxl"
 source = "./nowhere"
 """
+
+
+def pytest_configure() -> None:
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)  # tiny networks run no faster on more, and a busy machine makes the threads wait
 
 
 @pytest.fixture

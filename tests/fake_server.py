@@ -1,6 +1,8 @@
 """A second server around a fake engine: for what only planted failures and closed gates can show."""
 
 import asyncio
+import json
+import socket
 import sqlite3
 import threading
 import time
@@ -10,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
 import uvicorn
 from litestar import Litestar
 
@@ -86,6 +90,15 @@ class FakeServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def post(self, **fields: Any) -> httpx.Response:
+        return httpx.post(self.url + GENERATIONS, json={"prompt": "a hat"} | fields, timeout=30)
+
+    @property
+    def queue(self) -> int:
+        """How many images wait or run."""
+        depth: int = httpx.get(self.url + "/ready").json()["queue"]
+        return depth
+
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         with sqlite3.connect(f"file:{self.data / DATABASE_NAME}?mode=ro", uri=True) as connection:
             found = connection.execute(statement).fetchall()
@@ -130,3 +143,30 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.01)
+
+
+@contextmanager
+def calling(fake: FakeServer, **fields: Any) -> Iterator[socket.socket]:
+    """A client that has sent its request and waits; leaving the block is hanging up."""
+    body = json.dumps({"prompt": "a hat"} | fields).encode()
+    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", fake.port)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        yield connection
+
+
+def gate_before(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> Gate:
+    """Close a gate in front of a method of the storage, whether it is awaited or runs in a thread."""
+    gate, original = Gate(), getattr(owner, method)
+    gate.close()
+
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.to_thread(gate.enter)
+        return await original(*args, **kwargs)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        gate.enter()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, awaited if asyncio.iscoroutinefunction(original) else called)
+    return gate

@@ -63,9 +63,7 @@ def alone(engine: Engine, entry: ModelEntry, request: ImageRequest) -> torch.Ten
 
 def by_diffusers(pipeline: Any, entry: ModelEntry, request: ImageRequest, config: dict[str, Any]) -> torch.Tensor:
     """The same request through the stock pipeline's own loop."""
-    pipeline.scheduler = build(
-        SamplerChoice(request.sampler, request.schedule), entry.prediction, config, request.seed
-    )
+    pipeline.scheduler = build(SamplerChoice(request.sampler, request.schedule), entry.prediction, config, request.seed)
     generator = torch.Generator().manual_seed(request.seed)
     extra: dict[str, Any] = {}
     if entry.prediction is Prediction.FLOW:

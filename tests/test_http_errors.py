@@ -51,7 +51,7 @@ def post(server: Server, content: bytes, **headers: str) -> httpx.Response:
         (b'{"prompt": "a", "n": true}', "n", "invalid_value"),
         (b'{"prompt": "a", "cfgScale": "x"}', "cfgScale", "invalid_value"),
         (b'{"prompt": "a", "steps": 151}', "steps", "invalid_value"),
-        (b'{"prompt": "a", "size": "33x32"}', "width", "invalid_value"),
+        (b'{"prompt": "a", "size": "33x32"}', "size", "invalid_value"),
         (b'{"prompt": "a", "size": "128x128", "model": "gpt-image-1", "width": null, "height": 4096}', "height", None),
         (b'{"prompt": "a", "size": "big"}', "size", "invalid_value"),
         (b'{"prompt": "a", "aspect_ratio": "1:100"}', "aspect_ratio", "invalid_value"),

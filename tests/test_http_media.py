@@ -2,15 +2,15 @@
 
 import os
 import socket
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.fake_server import GENERATIONS, FakeServer, serving
+from tests.fake_server import GENERATIONS, FakeServer, eventually, serving
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_tag_that_matches_is_304(picture: tuple[str, bytes, str], shape: str, 
     url, _, etag = picture
     answer = httpx.request(method, url, headers={"if-none-match": shape.format(etag), "range": "bytes=0-1"})
     assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
-    assert "content-length" not in answer.headers or answer.headers["content-length"] == "0"
+    assert "content-length" not in answer.headers
 
 
 @pytest.mark.parametrize("tags", ['"other"', "", "other, more"])
@@ -106,8 +106,9 @@ def test_a_weak_tag_never_joins_ranges(picture: tuple[str, bytes, str]) -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("/2", "/1"), (".png", ".webp"), (".png", ".PNG"), (".png", ""), (".png", ".png.png"), ("/generated_images/", "/x/"),
-     ("/generated_images/", "/tmp/"), ("/generated_images/", "/..%2f"), ("/media/", "/media//"), (".png", ".png%00")],
+    [("/2", "/1"), (".png", ".webp"), (".png", ".PNG"), (".png", ""), (".png", ".png.png"),
+     ("/generated_images/", "/x/"), ("/generated_images/", "/tmp/"), ("/generated_images/", "/..%2f"),
+     (".png", ".png%00")],
 )  # fmt: skip
 def test_only_the_one_spelling_of_a_name_is_served(picture: tuple[str, bytes, str], old: str, new: str) -> None:
     assert httpx.get(picture[0].replace(old, new, 1)).status_code == 404
@@ -157,14 +158,19 @@ def test_a_file_that_is_not_what_was_written_is_404_and_logged(
     assert file.name in caplog.text
 
 
+def pictures_open() -> int:
+    """How many files below a media folder this process holds open."""
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            links.append(os.readlink(descriptor))
+    return sum(link.endswith(".png") for link in links)
+
+
 def test_downloads_broken_off_leave_no_file_open(fake: FakeServer) -> None:
     made = make(fake, width=128, height=128)
-    before = len(os.listdir("/proc/self/fd"))
     for _ in range(30):
         with socket.create_connection(("127.0.0.1", fake.port)) as connection:
             connection.sendall(f"GET {made['imageUrl']} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    deadline = time.monotonic() + 10
-    while len(os.listdir("/proc/self/fd")) > before + 3:
-        assert time.monotonic() < deadline, "files or connections stay open"
-        time.sleep(0.05)
     assert httpx.get(fake.url + made["imageUrl"]).status_code == 200
+    eventually(lambda: pictures_open() == 0)

@@ -1,12 +1,9 @@
 """A job ends exactly once, whatever happens: failures, hang-ups at every moment, a stop, a crash before."""
 
 import asyncio
-import json
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +18,13 @@ from storage.files import MediaFiles
 from storage.images import ImageStore
 from storage.jobs import JobStore
 from storage.records import NewJob
-from tests.fake_server import GENERATIONS, FakeServer, Gate, GatedEngine, eventually, serving
+from tests.fake_server import FakeServer, Gate, GatedEngine, calling, eventually, gate_before, serving
 
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[FakeServer]:
     with serving(tmp_path, queue_limit=3) as running:
         yield running
-
-
-def post(fake: FakeServer, **fields: Any) -> httpx.Response:
-    return httpx.post(fake.url + GENERATIONS, json={"prompt": "a hat"} | fields, timeout=30)
-
-
-def queue(fake: FakeServer) -> int:
-    depth: int = httpx.get(fake.url + "/ready").json()["queue"]
-    return depth
-
-
-@contextmanager
-def calling(fake: FakeServer, **fields: Any) -> Iterator[socket.socket]:
-    """A client that has sent its request and waits; leaving the block is hanging up."""
-    body = json.dumps({"prompt": "a hat"} | fields).encode()
-    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with socket.create_connection(("127.0.0.1", fake.port)) as connection:
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        yield connection
-
-
-def gate_before(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> Gate:
-    """Close a gate in front of a method of the storage, whether it is awaited or runs in a thread."""
-    gate, original = Gate(), getattr(owner, method)
-    gate.close()
-
-    async def awaited(*args: Any, **kwargs: Any) -> Any:
-        await asyncio.to_thread(gate.enter)
-        return await original(*args, **kwargs)
-
-    def called(*args: Any, **kwargs: Any) -> Any:
-        gate.enter()
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, method, awaited if asyncio.iscoroutinefunction(original) else called)
-    return gate
 
 
 def failing(error: Exception) -> Any:
@@ -79,19 +40,19 @@ def test_a_hang_up_while_the_device_works_frees_the_rows_at_once(fake: FakeServe
     with calling(fake, n=2):
         assert fake.engine.gates[verb].reached.wait(5)
     eventually(lambda: fake.statuses == ["cancelled"])
-    assert queue(fake) == 0, "the gate is still closed: nothing had to be waited for"
+    assert fake.queue == 0, "the gate is still closed: nothing had to be waited for"
     fake.engine.open()
-    assert post(fake).status_code == 200
+    assert fake.post().status_code == 200
     fake.check_consistent()
 
 
 def test_a_hang_up_while_queued_leaves_the_others_alone(fake: FakeServer) -> None:
     fake.engine.gates["encode"].close()
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(post, fake)
+        first = pool.submit(fake.post)
         assert fake.engine.gates["encode"].reached.wait(5)
         with calling(fake, prompt="second"):
-            eventually(lambda: queue(fake) == 2)
+            eventually(lambda: fake.queue == 2)
         eventually(lambda: fake.statuses == ["processing", "cancelled"] or fake.statuses == ["pending", "cancelled"])
         fake.engine.open()
         assert first.result().status_code == 200
@@ -114,7 +75,7 @@ def test_a_hang_up_while_something_is_written_cancels_and_leaves_no_file(
         else:
             assert gate.reached.wait(5)
     assert gate.reached.wait(5)
-    eventually(lambda: queue(fake) == 0)
+    eventually(lambda: fake.queue == 0)
     gate.open()
     eventually(lambda: fake.statuses == ["cancelled"])
     eventually(lambda: not list((fake.data / "media").rglob("*.png")))
@@ -149,7 +110,7 @@ def test_a_hang_up_removes_the_files_of_siblings_already_written(
         assert fake.engine.gates["finish"].reached.wait(5)
         fake.engine.open()
         eventually(lambda: len(list((fake.data / "media" / "generated_images").rglob("*.png"))) > 0)
-    eventually(lambda: queue(fake) == 0)
+    eventually(lambda: fake.queue == 0)
     gate.open()
     eventually(lambda: fake.statuses in (["cancelled"], ["completed"]))
     eventually(lambda: fake.statuses == ["completed"] or not list((fake.data / "media").rglob("*.png")))
@@ -158,7 +119,7 @@ def test_a_hang_up_removes_the_files_of_siblings_already_written(
 
 def test_some_images_may_fail(fake: FakeServer) -> None:
     fake.engine.failing_seeds[6] = NotANumber("the picture came out as not-a-number.")
-    answer = post(fake, n=3, seed=5)
+    answer = fake.post(n=3, seed=5)
     assert answer.status_code == 200
     assert [item["seed"] for item in answer.json()["data"]] == [5, 7]
     assert answer.json()["warnings"] == ["image 1 failed: the picture came out as not-a-number."]
@@ -168,7 +129,7 @@ def test_some_images_may_fail(fake: FakeServer) -> None:
 
 def test_when_all_images_fail_the_first_error_is_the_answer(fake: FakeServer) -> None:
     fake.engine.failing_seeds |= {5: NotANumber("the first."), 6: RuntimeError("the second.")}
-    answer = post(fake, n=2, seed=5)
+    answer = fake.post(n=2, seed=5)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "generation_failed")
     assert answer.json()["error"]["message"] == "the first."
     assert answer.headers["x-should-retry"] == "false"
@@ -187,12 +148,12 @@ def test_an_unforeseen_error_ends_one_request_and_never_the_scheduler(
             raise RuntimeError("/home/somebody/secret.py")
 
         broken.setattr(fake.engine, verb, fail)
-        answer = post(fake)
+        answer = fake.post()
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "server_error")
     assert "secret" not in answer.text
     logged = [record for record in caplog.records if answer.headers["x-request-id"] in record.getMessage()]
     assert logged and logged[0].exc_info, "the log must tell under the request's id"
-    assert post(fake).status_code == 200
+    assert fake.post().status_code == 200
     assert fake.statuses == ["failed", "completed"]
 
 
@@ -210,15 +171,15 @@ def test_storage_failing_ends_the_job_and_leaves_no_file(
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(owner, method, failing(error))
-        answer = post(fake)
+        answer = fake.post()
     assert answer.json()["error"]["code"] == code
     if code != "server_error":
         assert answer.status_code == 503
         assert 1 <= int(answer.headers["Retry-After"]) <= 120
     assert fake.statuses == ([] if method == "insert" else ["failed"])
     assert not list((fake.data / "media").rglob("*.png"))
-    assert queue(fake) == 0
-    assert post(fake).status_code == 200
+    assert fake.queue == 0
+    assert fake.post().status_code == 200
 
 
 def test_a_disk_that_is_full_when_the_picture_is_saved(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,15 +188,15 @@ def test_a_disk_that_is_full_when_the_picture_is_saved(fake: FakeServer, monkeyp
 
     with monkeypatch.context() as broken:
         broken.setattr(MediaFiles, "save", full)
-        assert post(fake, n=2).json()["error"]["code"] == "disk_full"
-    assert post(fake, n=2).status_code == 200
+        assert fake.post(n=2).json()["error"]["code"] == "disk_full"
+    assert fake.post(n=2).status_code == 200
     assert fake.statuses == ["failed", "completed"]
 
 
 def test_an_error_after_the_commit_keeps_the_pictures(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(ImageStore, "of_job", failing(DatabaseBusy()))
-        assert post(fake).status_code == 503
+        assert fake.post().status_code == 503
     assert fake.statuses == ["completed"]
     fake.check_consistent()
 
@@ -243,7 +204,7 @@ def test_an_error_after_the_commit_keeps_the_pictures(fake: FakeServer, monkeypa
 def test_a_full_queue_is_told_before_any_row_is_written(fake: FakeServer) -> None:
     fake.engine.gates["step"].close()
     with ThreadPoolExecutor(10) as pool:
-        calls = [pool.submit(post, fake) for _ in range(10)]
+        calls = [pool.submit(fake.post) for _ in range(10)]
         eventually(lambda: sum(call.done() for call in calls) == 7)
         refused = [call.result() for call in calls if call.done()]
         eventually(lambda: len(fake.statuses) == 3)
@@ -258,7 +219,7 @@ def test_a_full_queue_is_told_before_any_row_is_written(fake: FakeServer) -> Non
 
 def test_a_broken_model_is_listed_and_harms_nobody(fake: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     fake.engine.failing["broken"] = CheckpointError("/somewhere/secret is truncated")
-    answer = post(fake, model="broken", n=2)
+    answer = fake.post(model="broken", n=2)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
     assert answer.headers["x-should-retry"] == "false"
     assert "'broken'" in answer.json()["error"]["message"]
@@ -266,9 +227,9 @@ def test_a_broken_model_is_listed_and_harms_nobody(fake: FakeServer, caplog: pyt
     assert (ready.status_code, ready.json()["broken_models"]) == (200, ["broken"])
     assert "secret" not in answer.text + ready.text + str(fake.rows("SELECT * FROM jobs"))
     assert "/somewhere/secret is truncated" in caplog.text
-    assert post(fake, model="other").status_code == 200
+    assert fake.post(model="other").status_code == 200
     del fake.engine.failing["broken"]
-    assert post(fake, model="broken").status_code == 200
+    assert fake.post(model="broken").status_code == 200
     assert httpx.get(fake.url + "/ready").json()["broken_models"] == []
 
 
@@ -279,9 +240,9 @@ def test_a_broken_default_model_makes_the_server_unready_until_it_loads(tmp_path
         ready = httpx.get(fake.url + "/ready")
         assert ready.status_code == 503
         assert "secret" not in ready.text
-        assert post(fake, model="other").status_code == 200
+        assert fake.post(model="other").status_code == 200
         engine.failing.clear()
-        assert post(fake).status_code == 200
+        assert fake.post().status_code == 200
         assert httpx.get(fake.url + "/ready").status_code == 200
 
 
@@ -303,13 +264,12 @@ def test_what_a_dead_run_left_open_ends_as_interrupted(tmp_path: Path) -> None:
 def test_a_stop_ends_what_is_under_way(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool, serving(tmp_path) as fake:
         fake.engine.gates["step"].close()
-        call = pool.submit(post, fake)
+        call = pool.submit(fake.post)
         assert fake.engine.gates["step"].reached.wait(5)
         threading.Timer(1.5, fake.engine.open).start()
         fake.engine.open = lambda: None  # type: ignore[method-assign]
-    with pytest.raises(httpx.TransportError):
-        assert call.result().status_code == 500
-        raise httpx.ReadError("uvicorn had said 500 to whom it did not wait for")
+    heard = call.exception() or call.result()
+    assert isinstance(heard, httpx.TransportError) or heard.status_code >= 500  # type: ignore[union-attr]
     with serving(tmp_path) as again:
         assert again.statuses in (["cancelled"], ["failed"])
         again.check_consistent()
@@ -321,8 +281,8 @@ def test_when_the_scheduler_dies_nobody_waits_for_ever(fake: FakeServer, monkeyp
 
     with monkeypatch.context() as broken:
         broken.setattr(server.scheduling.loop.policy, "ride", ride)
-        answer = post(fake)
+        answer = fake.post()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "interrupted")
-    assert post(fake).json()["error"]["code"] == "interrupted"
+    assert fake.post().json()["error"]["code"] == "interrupted"
     assert "scheduler" in httpx.get(fake.url + "/ready").json()["missing"]
     assert fake.rows("SELECT status, error_code FROM jobs") == [("failed", "interrupted")]

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from storage_fakes import SPAWN, check_invariants, child, hold_open, opened, run_jobs_and_die
 
 from storage.database import Database
 from storage.errors import FolderInUse
+from tests.storage_fakes import SPAWN, check_invariants, child, hold_open, opened, run_jobs_and_die
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
-from storage_fakes import new_job, opened
 
 import storage.database
 from storage.database import Database
@@ -21,6 +20,7 @@ from storage.errors import DatabaseBusy, DatabaseDamaged, DatabaseTooNew, Folder
 from storage.jobs import JobStore
 from storage.schema import inspect_database
 from storage.tables import Job
+from tests.storage_fakes import new_job, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -154,9 +154,7 @@ def _replace_by_another_database(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_scribble, _replace_by_text, _truncate, _replace_by_another_database])
-async def test_a_damaged_file_is_refused_and_left_alone(
-    tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
+async def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = await _filled(tmp_path)
     damage(path)
     before = path.read_bytes()

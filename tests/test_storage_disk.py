@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from storage_fakes import child, new_image, new_job, opened, save
 
 from storage.errors import DiskFull
 from storage.files import MediaFiles
 from storage.jobs import JobStore
+from tests.storage_fakes import child, new_image, new_job, opened, save
 
 pytestmark = pytest.mark.anyio
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from storage_fakes import finished_job, new_image, opened, save
 
 from storage.errors import DiskFault, DiskFull, MediaNotFound
 from storage.files import MediaFiles, Swept
 from storage.images import ImageStore
 from storage.media import ImageFormat, MediaName
 from storage.records import NewImage
+from tests.storage_fakes import finished_job, new_image, opened, save
 
 pytestmark = pytest.mark.anyio
 
@@ -83,9 +83,7 @@ def test_files_and_folders_are_private(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
 
 
-def test_what_is_written_is_synced_in_the_right_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_written_is_synced_in_the_right_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file before its new name, the folder after it, every new folder's parent too."""
     steps: list[str] = []
     fsync, rename = os.fsync, os.rename
@@ -171,9 +169,7 @@ def _plant_folder(path: Path, _: Path) -> None:
 
 
 @pytest.mark.parametrize("plant", [_plant_link_to_file, _plant_link_to_folder, _plant_pipe, _plant_folder])
-def test_only_a_regular_file_in_real_folders_is_served(
-    tmp_path: Path, plant: Callable[[Path, Path], None]
-) -> None:
+def test_only_a_regular_file_in_real_folders_is_served(tmp_path: Path, plant: Callable[[Path, Path], None]) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("secret")
@@ -213,9 +209,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, operation: str, times: int, code: in
     return calls
 
 
-def test_after_one_failed_fsync_the_picture_is_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_one_failed_fsync_the_picture_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, image = MediaFiles(tmp_path), new_image()
     save(files, image)
     files.delete(_image_name(image))
@@ -278,9 +272,7 @@ async def test_the_sweep_removes_old_orphans_and_nothing_else(tmp_path: Path) ->
         for name in (_image_name(image), _thumbnail_name(image)):
             _age(files.path_of(name), 59 if image is young_orphan else 61)
     temporary = tmp_path / "media" / "tmp"
-    strangers = [
-        files.path_of(_image_name(wanted)).with_name(name) for name in ("notes.txt", f"{uuid4()}.gif")
-    ]
+    strangers = [files.path_of(_image_name(wanted)).with_name(name) for name in ("notes.txt", f"{uuid4()}.gif")]
     link = files.path_of(_image_name(new_image()))
     link.symlink_to(tmp_path / "lock")
     for path, minutes in (
@@ -295,9 +287,7 @@ async def test_the_sweep_removes_old_orphans_and_nothing_else(tmp_path: Path) ->
         await ImageStore(database).delete("ann", deleted.id)
         assert await files.sweep(ImageStore(database).known_ids) == Swept(temporary=1, orphaned=4)
         assert await files.sweep(ImageStore(database).known_ids) == Swept(temporary=0, orphaned=0)
-    kept = {
-        files.path_of(of(image)) for image in (wanted, young_orphan) for of in (_image_name, _thumbnail_name)
-    }
+    kept = {files.path_of(of(image)) for image in (wanted, young_orphan) for of in (_image_name, _thumbnail_name)}
     assert _all_files(tmp_path / "media") == kept | {temporary / "b.part", link, *strangers}
 
 

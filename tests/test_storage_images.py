@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from storage_fakes import finished_job, new_image, opened
 
 from storage.database import Database
 from storage.errors import ImageNotFound
 from storage.images import ImageStore
 from storage.media import ImageFormat
+from tests.storage_fakes import finished_job, new_image, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -21,9 +21,7 @@ async def _history(database: Database, owner_id: str, page: int, per_page: int) 
 
 async def test_history_is_newest_first_in_pages_of_ones_own(tmp_path: Path) -> None:
     now = datetime(2026, 11, 1, tzinfo=UTC)
-    twins = sorted(
-        (new_image(index=0, created_at=now), new_image(index=1, created_at=now)), key=lambda x: x.id
-    )
+    twins = sorted((new_image(index=0, created_at=now), new_image(index=1, created_at=now)), key=lambda x: x.id)
     newer, older = (new_image(created_at=now + timedelta(microseconds=sign)) for sign in (1, -1))
     async with opened(tmp_path) as database:
         for images in ([older], twins, [newer]):

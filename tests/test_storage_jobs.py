@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
-from storage_fakes import new_image, new_job, opened
 
 from storage.errors import IllegalTransition, JobNotFound
 from storage.images import ImageStore
 from storage.jobs import TRANSITIONS, JobStore
 from storage.records import MAXIMUM_SEED, JobRecord, JobStatus, Recovered
+from tests.storage_fakes import new_image, new_job, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -57,9 +57,7 @@ async def test_a_job_comes_back_as_it_was_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", JobStatus)
 @pytest.mark.parametrize("target", VERBS)
-async def test_only_the_allowed_transitions_happen(
-    tmp_path: Path, source: JobStatus, target: JobStatus
-) -> None:
+async def test_only_the_allowed_transitions_happen(tmp_path: Path, source: JobStatus, target: JobStatus) -> None:
     async with opened(tmp_path) as database:
         jobs = JobStore(database)
         job = await jobs.insert(new_job())
@@ -162,9 +160,7 @@ async def test_the_queue_is_by_priority_then_age(tmp_path: Path) -> None:
 async def test_recovery_requeues_what_dead_runs_left_and_nothing_else(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         jobs = JobStore(database)
-        left, mine, waiting = [
-            await jobs.insert(new_job(prompt=name)) for name in ("left", "mine", "waiting")
-        ]
+        left, mine, waiting = [await jobs.insert(new_job(prompt=name)) for name in ("left", "mine", "waiting")]
         await jobs.start(left.id, "boot 1")
         running = await jobs.start(mine.id, "boot 2")
         assert await jobs.recover("boot 2") == Recovered(requeued=1, failed=0)

@@ -11,12 +11,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine
 from sqlmodel import SQLModel
-from storage_fakes import new_job, opened
 
 import storage.schema
 from storage.database import Database
 from storage.jobs import JobStore
 from storage.schema import inspect_database
+from tests.storage_fakes import new_job, opened
 
 pytestmark = pytest.mark.anyio
 

@@ -59,16 +59,29 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
 def _clip_config(dim: int, act: str = "quick_gelu") -> CLIPTextConfig:
     return CLIPTextConfig(
-        hidden_size=dim, intermediate_size=2 * dim, num_hidden_layers=3, num_attention_heads=4, vocab_size=514,
-        max_position_embeddings=77, projection_dim=dim, hidden_act=act, bos_token_id=512, eos_token_id=513,
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        vocab_size=514,
+        max_position_embeddings=77,
+        projection_dim=dim,
+        hidden_act=act,
+        bos_token_id=512,
+        eos_token_id=513,
         pad_token_id=513,
     )
 
 
 def _vae(channels: int, **config: Any) -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(16, 32), latent_channels=channels, norm_num_groups=8, sample_size=SIZE,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **config,
+        block_out_channels=(16, 32),
+        latent_channels=channels,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        **config,
     )
 
 
@@ -76,15 +89,27 @@ def build_sdxl(folder: Path, seed: int = 0) -> Path:
     """Save a tiny SDXL checkpoint."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
-        sample_size=SIZE // 2, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4), transformer_layers_per_block=(1, 1), cross_attention_dim=48,
-        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        sample_size=SIZE // 2,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 1),
+        cross_attention_dim=48,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=8 * 6 + 32,
     )
     scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-        timestep_spacing="leading", num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
+        num_train_timesteps=1000,
     )
     pipeline = StableDiffusionXLPipeline(
         vae=_vae(4, scaling_factor=0.13025, force_upcast=True),
@@ -103,8 +128,16 @@ def build_sd3(folder: Path, seed: int = 0, t5: bool = False) -> Path:
     """Save a tiny SD3 checkpoint, with its T5 encoder or without."""
     torch.manual_seed(seed)
     transformer = SD3Transformer2DModel(
-        sample_size=SIZE // 2, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=48,
+        sample_size=SIZE // 2,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=48,
         pos_embed_max_size=32,
     )
     t5_config = T5Config(vocab_size=128, d_model=64, d_kv=8, d_ff=64, num_layers=2, num_heads=4)

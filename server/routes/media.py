@@ -94,9 +94,13 @@ def _answer(request: Request[Any, Any, Any], name: MediaName, etag: str, stream:
         headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
     if code in (200, 206):
         headers["Content-Length"] = str(size if wanted is None else len(wanted))
-    if code in (304, 416) or request.method == "HEAD":
+    if code == 304:
         stream.close()
-        return Response(None, status_code=code, headers=headers, media_type=media_type)
+        # No plain Response: that one says Content-Length: 0, and a 304 may only give the picture's own length.
+        return Stream((), status_code=code, headers=headers, media_type=media_type)
+    if code == 416 or request.method == "HEAD":
+        stream.close()
+        return Response(b"", status_code=code, headers=headers, media_type=media_type)
     return Stream(_chunks(stream, wanted or range(size)), status_code=code, headers=headers, media_type=media_type)
 
 

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from pipelines.catalog import ModelEntry
+from pipelines.errors import PipelineError
 from pipelines.request import BatchKey, ImageRequest
 from server.gpu import GpuThread
 from server.scheduling import policy
@@ -221,6 +222,7 @@ def _failing(batch: Sequence[Ticket]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log.exception("%d images failed", len(batch))
+        # A foreseen error explains itself; another needs its traceback.
+        log.error("%d images failed: %s", len(batch), error, exc_info=not isinstance(error, PipelineError))
         for ticket in batch:
             ticket.fail(error)

@@ -1,0 +1,139 @@
+"""The command line, run as a person runs it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from storage.encoding import read_metadata
+
+
+def darkroom(*arguments: str, checkpoints: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=variables(checkpoints, **environment),
+    )
+
+
+def variables(checkpoints: Path, **environment: str) -> dict[str, str]:
+    root = str(Path(__file__).parent.parent)
+    given = {"DARKROOM_MODELS": str(checkpoints / "models.toml"), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return os.environ | given | environment
+
+
+def test_generate_writes_a_picture_that_carries_its_settings(checkpoints: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hat.png"
+    done = darkroom("generate", "a hat", "-o", str(file), "--seed", "3", "--size", "48x32", checkpoints=checkpoints)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(file)
+    with Image.open(file) as picture:
+        assert picture.size == (48, 32)
+    assert "Seed: 3" in read_metadata(file.read_bytes())["parameters"]
+    assert "4/4 steps" in done.stderr, "the progress bar counts steps"
+
+
+def test_several_pictures_are_numbered_and_the_suffix_decides_the_format(checkpoints: Path, tmp_path: Path) -> None:
+    arguments = ("generate", "a hat", "-n", "2", "-o", str(tmp_path / "hat.webp"), "--model", "tiny-sd3")
+    done = darkroom(*arguments, checkpoints=checkpoints)
+    assert done.returncode == 0, done.stderr
+    for number in (1, 2):
+        with Image.open(tmp_path / f"hat-{number}.webp") as picture:
+            assert picture.format == "WEBP"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", ""), "prompt is empty"),
+        (("generate", "x", "--model", "nope"), "Available: tiny-sdxl"),
+        (("generate", "x", "--steps", "1000"), "steps must be between 1 and"),
+        (("generate", "x", "--sampler", "eulr"), "Did you mean 'Euler'"),
+        (("generate", "x", "-o", "/nowhere/x.png"), "There is no folder"),
+        (("generate", "x", "-o", "x.gif"), "png, jpeg or webp"),
+        (("generate", "x", "--model", "missing"), "does not exist"),
+        (("serve", "--port", "99999"), "between 0 and 65535"),
+    ],
+)
+def test_mistakes_end_with_one_line_that_helps(
+    checkpoints: Path, arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = darkroom(*arguments, checkpoints=checkpoints, DARKROOM_DATA=str(tmp_path))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_models_says_what_is_there_and_what_is_not(checkpoints: Path) -> None:
+    done = darkroom("models", checkpoints=checkpoints)
+    assert done.returncode == 0, done.stderr
+    for expected in ("tiny-sdxl  (default)", "gpt-image-1", "needs", "nowhere does not exist"):
+        assert expected in done.stdout
+
+
+def test_models_with_a_broken_catalogue_says_where(checkpoints: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "models.toml"
+    broken.write_text('[models.x]\nfamily = "sdxl"\nsorce = "./x"\n')
+    done = darkroom("models", checkpoints=checkpoints, DARKROOM_MODELS=str(broken))
+    assert done.returncode == 1
+    assert "models.x" in done.stderr and "did you mean 'source'" in done.stderr
+
+
+def test_doctor_finds_what_is_wrong_and_says_what_to_do(checkpoints: Path, tmp_path: Path) -> None:
+    (tmp_path / "darkroom.db").write_bytes(b"this is no database" * 100)
+    done = darkroom("doctor", checkpoints=checkpoints, DARKROOM_DATA=str(tmp_path))
+    assert done.returncode == 1
+    for sound in ("✓ libraries", "✓ device", "✓ memory", "✓ disk", "✓ models.toml", "✓ model tiny-sd3"):
+        assert sound in done.stdout
+    for problem in ("✗ model missing", "✗ database", "→"):
+        assert problem in done.stdout
+
+
+def test_serve_prints_its_address_serves_and_stops_when_told(checkpoints: Path, tmp_path: Path) -> None:
+    environment = variables(checkpoints, DARKROOM_DATA=str(tmp_path / "data"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve", "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stderr is not None
+        output = ""
+        while "Open http" not in output:
+            line = process.stderr.readline()
+            assert line, output
+            output += line
+        address = re.search(r"http://127\.0\.0\.1:\d+", output)
+        assert address is not None
+        assert "Device: CPU" in output
+        with urllib.request.urlopen(f"{address[0]}/health", timeout=30) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+def test_a_second_server_on_the_same_folder_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    from storage.lock import FolderLock
+
+    tmp_path.chmod(0o700)
+    lock = FolderLock.take(tmp_path)
+    try:
+        done = darkroom("serve", "--port", "0", checkpoints=checkpoints, DARKROOM_DATA=str(tmp_path))
+    finally:
+        lock.release()
+    assert done.returncode == 1
+    assert "in use by process" in done.stderr
+    assert "Traceback" not in done.stderr

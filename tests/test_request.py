@@ -1,0 +1,242 @@
+"""Requests: defaults, the bounds of every field, sizes in all their spellings, errors that name what was written."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipelines.catalog import ModelEntry, load_catalog
+from pipelines.errors import InvalidRequest
+from pipelines.families import family_facts
+from pipelines.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageRequest, Wishes, check_range, settle, settle_size
+from pipelines.samplers import samplers_for
+from pipelines.sizes import parse_size, quality_steps, size_of_ratio
+
+MODELS = """
+[models.xl]
+family = "sdxl"
+source = "./xl"
+sampler = "DPM++ 2M"
+schedule = "karras"
+[models.sd3]
+family = "sd3"
+source = "./sd3"
+[models.tight]
+family = "sdxl"
+source = "./xl"
+size = "520x520"
+max_side = 800
+max_pixels = 270400
+"""
+
+
+ENTRIES: dict[str, ModelEntry] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def entries(tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("models") / "models.toml"
+    file.write_text(MODELS)
+    ENTRIES.update(load_catalog(file, family_facts()).entries)
+
+
+def entry(name: str = "xl") -> ModelEntry:
+    return ENTRIES[name]
+
+
+def refused(**wishes: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        settle(Wishes(**{"prompt": "a hat"} | wishes), entry(), seed=wishes.pop("seed", 0))
+    return caught.value
+
+
+def test_what_a_client_leaves_out_is_the_models() -> None:
+    assert settle(Wishes("a hat"), entry(), seed=3) == ImageRequest(
+        model="xl",
+        prompt="a hat",
+        negative_prompt=None,
+        width=1024,
+        height=1024,
+        steps=30,
+        guidance_scale=5.0,
+        sampler="DPM++ 2M",
+        schedule="karras",
+        seed=3,
+        clip_skip=None,
+    )
+
+
+def test_what_a_client_says_wins() -> None:
+    wishes = Wishes("a hat", "fog", 512, 768, 7, 2, "euler", "Beta", 2)
+    request = settle(wishes, entry(), seed=MAX_SEED)
+    assert (request.width, request.height, request.steps, request.guidance_scale) == (512, 768, 7, 2.0)
+    assert (request.sampler, request.schedule, request.clip_skip, request.negative_prompt) == (
+        "Euler",
+        "beta",
+        2,
+        "fog",
+    )
+
+
+def test_another_sampler_starts_from_its_own_schedule_and_the_models_own_keeps_the_models() -> None:
+    assert settle(Wishes("a hat", sampler="Euler a"), entry(), 0).schedule == "automatic"
+    assert settle(Wishes("a hat", schedule="beta"), entry(), 0).sampler == "DPM++ 2M"
+
+
+@pytest.mark.parametrize(("field", "low", "high"), [("steps", 1, 150), ("guidance_scale", 0, 50), ("clip_skip", 0, 11)])
+def test_numbers_have_bounds(field: str, low: int, high: int) -> None:
+    for value in (low, high):
+        assert getattr(settle(Wishes("a hat", **{field: value}), entry(), 0), field) == value
+    for value in (low - 1, high + 1, -(2**63), 2**63, 10**5000):
+        error = refused(**{field: value})
+        assert error.field == field
+        assert str(low) in str(error) and str(high) in str(error)
+        assert len(str(error)) < 200
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -0.001, 50.001])
+def test_a_guidance_scale_that_is_no_number_is_refused(value: float) -> None:
+    assert refused(guidance_scale=value).field == "guidance_scale"
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, 10**400])
+def test_seeds_have_bounds(seed: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"seed must be between 0 and {MAX_SEED}"):
+        settle(Wishes("a hat"), entry(), seed)
+
+
+def test_prompts_have_bounds() -> None:
+    assert refused(prompt="").field == refused(prompt=" \n\t").field == "prompt"
+    for field in ("prompt", "negative_prompt"):
+        assert settle(Wishes(**{"prompt": "a", field: "x" * MAX_PROMPT_CHARACTERS}), entry(), 0)
+        error = refused(**{field: "x" * (MAX_PROMPT_CHARACTERS + 1)})
+        assert (error.field, "32000" in str(error)) == (field, True)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "field"),
+    [
+        (513, 512, "size"),
+        (512, 513, "size"),
+        (513, None, "width"),
+        (None, 513, "height"),
+        (0, 0, "size"),
+        (0, None, "width"),
+        (None, -8, "height"),
+        (10**4000, None, "width"),
+        (8, 8192, "size"),
+        (4096, 2048, "size"),
+        (None, 4104, "height"),
+        (4096 + 8, None, "width"),
+    ],
+)
+def test_a_bad_size_is_named_as_the_client_wrote_it(width: int | None, height: int | None, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        settle_size(width, height, entry())
+    assert caught.value.field == field
+    assert len(str(caught.value)) < 250
+
+
+def test_the_pixel_budget_names_the_sizes_that_fit() -> None:
+    with pytest.raises(InvalidRequest, match="8388608 pixels; 'xl' makes at most 4194304. Its native sizes: 1024x1024"):
+        settle_size(4096, 2048, entry())
+    with pytest.raises(InvalidRequest) as caught:
+        settle_size(None, 528, entry("tight"))
+    assert caught.value.field == "height"
+
+
+def test_a_refused_side_comes_with_one_that_is_allowed() -> None:
+    with pytest.raises(InvalidRequest, match="width 1023 must be a positive multiple of 8 for 'xl', such as 1024"):
+        settle_size(1023, None, entry())
+    with pytest.raises(InvalidRequest, match="multiple of 16 for 'sd3', such as 1024"):
+        settle_size(1032 - 7, None, entry("sd3"))
+    assert settle_size(None, 512, entry()) == (1024, 512)
+    assert settle_size(4096, 1024, entry()) == (4096, 1024)
+
+
+@pytest.mark.parametrize("written", ["512x768", " 512 x 768 ", "512X768", "512×768"])
+def test_sizes_are_read(written: str) -> None:
+    assert parse_size(written) == (512, 768)
+
+
+@pytest.mark.parametrize("written", ["auto", "AUTO "])
+def test_auto_is_no_size(written: str) -> None:
+    assert parse_size(written) == (None, None)
+
+
+@pytest.mark.parametrize("written", ["", "512", "512x", "x512", "axb", "-1x5", "1e3x5", "512x768x3", "9" * 9000 + "x1"])
+def test_what_is_no_size_is_refused(written: str) -> None:
+    with pytest.raises(InvalidRequest, match='"WIDTHxHEIGHT"') as caught:
+        parse_size(written)
+    assert caught.value.field == "size"
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("1:1", (1024, 1024)),
+        ("16:9", (1344, 768)),
+        ("9/16", (768, 1344)),
+        ("2:1", (1448, 724 + 4)),
+        ("1.5:1", (1216, 832)),
+    ],
+)
+def test_aspect_ratios_take_a_native_size_or_as_many_pixels(written: str, size: tuple[int, int]) -> None:
+    assert size_of_ratio(written, entry()) == size
+
+
+@pytest.mark.parametrize("written", ["", "1", "0:1", "1:0", "9:1", "1:9", "-1:1", "a:b", "inf:1", "nan:1", "1:1:1"])
+def test_what_is_no_ratio_is_refused(written: str) -> None:
+    with pytest.raises(InvalidRequest, match="from 1:8 to 8:1") as caught:
+        size_of_ratio(written, entry())
+    assert caught.value.field == "aspect_ratio"
+
+
+@pytest.mark.parametrize("name", ["xl", "sd3", "tight"])
+def test_every_ratio_gives_a_size_the_model_makes(name: str) -> None:
+    for width in range(1, 9):
+        for height in range(1, 9):
+            size = size_of_ratio(f"{width}:{height}", entry(name))
+            assert settle_size(*size, entry(name)) == size
+
+
+@pytest.mark.parametrize(
+    ("written", "word", "steps"),
+    [
+        (None, "medium", 30),
+        ("auto", "medium", 30),
+        ("standard", "medium", 30),
+        ("low", "low", 15),
+        ("hd", "high", 45),
+        ("HIGH", "high", 45),
+        ("xhigh", "xhigh", 60),
+        ("max", "max", 75),
+        ("excellent", "medium", 30),
+    ],
+)
+def test_quality_words_are_steps(written: str | None, word: str, steps: int) -> None:
+    assert quality_steps(written, entry()) == (word, steps)
+
+
+def test_quality_never_asks_for_more_than_may_be_had() -> None:
+    assert quality_steps("max", replace(entry(), steps=150)) == ("max", 150)
+    assert quality_steps("low", replace(entry(), steps=1)) == ("low", 1)
+    for sampler in samplers_for(entry().prediction):
+        steps = quality_steps("max", entry(), sampler)[1]
+        assert settle(Wishes("a hat", steps=steps, sampler=sampler), entry(), 0).steps == steps
+
+
+def test_rows_and_the_batch_key_follow_from_the_request() -> None:
+    request = settle(Wishes("a hat", guidance_scale=1), entry(), 0)
+    assert (request.guided, request.rows) == (False, 1)
+    guided = settle(Wishes("a cat", guidance_scale=1.01, steps=3, sampler="euler"), entry(), 9)
+    assert (guided.guided, guided.rows) == (True, 2)
+    assert guided.key == request.key != settle(Wishes("a hat", width=512), entry(), 0).key
+
+
+def test_a_range_is_closed() -> None:
+    check_range("n", 1, 1, 10)
+    check_range("n", 10, 1, 10)
+    with pytest.raises(InvalidRequest, match="n must be between 1 and 10, not 11"):
+        check_range("n", 11, 1, 10)
