@@ -8,15 +8,9 @@ from typing import Any
 import torch
 
 from pipelines.catalog import ModelEntry
-from pipelines.checkpoint import (
-    inspect_checkpoint,
-    inspect_index,
-    parts_lacking,
-    read_header,
-    refuse_code,
-    weight_files,
-)
+from pipelines.checkpoint import inspect_checkpoint, inspect_index, parts_lacking, refuse_code, weight_files
 from pipelines.errors import CheckpointError
+from pipelines.headers import read_header
 
 _TEXTS = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 """What a pipeline is configured with: everything but its weights."""

@@ -130,7 +130,7 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
         check_range("output_compression", body.output_compression, 0, 100)
     _check_looks(body)
     entry = catalog.resolve(body.model)
-    quality, steps = quality_steps(body.quality, entry)
+    quality, steps = quality_steps(body.quality, entry, body.sampler)
     seed = _seed(body.seed, count)
     width, height = _size(body, entry)
     wishes = Wishes(

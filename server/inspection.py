@@ -4,9 +4,10 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines.catalog import Catalog, ModelEntry, load_catalog
+from pipelines.catalog import Catalog, ModelEntry
 from pipelines.checkpoint import CheckpointSize, find_checkpoint, inspect_checkpoint
 from pipelines.errors import CatalogError, CheckpointError
+from pipelines.models_toml import load_catalog
 from server.settings import Settings
 from storage.schema import inspect_database
 
@@ -55,7 +56,7 @@ def _on_disk(entry: ModelEntry, pipeline_class: str) -> str:
     if place is None:
         return "no; it is downloaded when the model is first loaded"
     try:
-        size = inspect_checkpoint(place, pipeline_class, entry.variant)
+        size = inspect_checkpoint(place, pipeline_class, entry.variant, entry.left_out)
     except CheckpointError as error:
         return f"unusable: {error}"
     return f"{_gigabytes(size.disk_bytes)} in {size.files} files; {_memory(entry, size)}"
@@ -135,7 +136,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"model {entry.name}", f"{entry.source} is downloaded when it is first loaded")
             continue
         try:
-            size = inspect_checkpoint(place, families()[entry.family].pipeline_class, entry.variant)
+            size = inspect_checkpoint(place, families()[entry.family].pipeline_class, entry.variant, entry.left_out)
         except CheckpointError as error:
             yield Finding(f"model {entry.name}", "cannot be loaded", str(error))
         else:

@@ -8,12 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.catalog import load_catalog
 from pipelines.device import pick_device
 from pipelines.engine import Engine
 from pipelines.errors import InvalidRequest
 from pipelines.families import family_facts
 from pipelines.infotext import metadata
+from pipelines.models_toml import load_catalog
 from server.generation import image_format, order_of, read_body
 from server.gpu import GpuThread
 from server.jobs import Order

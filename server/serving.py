@@ -13,7 +13,7 @@ import click
 import uvicorn
 from litestar import Litestar
 
-from pipelines.catalog import load_catalog
+from pipelines.models_toml import load_catalog
 from server.settings import Settings, SettingsError
 
 GRACE_SECONDS = 10

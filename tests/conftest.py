@@ -12,10 +12,11 @@ import torch
 import transformers
 import uvicorn
 
-from pipelines.catalog import Catalog, load_catalog
+from pipelines.catalog import Catalog
 from pipelines.device import pick_device
 from pipelines.engine import Engine
 from pipelines.families import family_facts
+from pipelines.models_toml import load_catalog
 from server.app import create_app
 from server.settings import Settings
 from tests import tiny

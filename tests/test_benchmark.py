@@ -18,6 +18,7 @@ from scripts.benchmark import main
 from scripts.benchmarking import full_size
 from scripts.benchmarking.baselines import Window
 from scripts.benchmarking.client import play
+from scripts.benchmarking.forward import count_flops
 from scripts.benchmarking.models import Model, StockPipeline
 from scripts.benchmarking.observing import Observer
 from scripts.benchmarking.overhead import split
@@ -134,12 +135,13 @@ def test_a_table_is_aligned() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("build", "parameters"), [(full_size.unet, 2_567_463_684), (full_size.transformer, 2_028_328_000)]
-)
-def test_full_size_networks_have_the_published_number_of_parameters(build: Any, parameters: int) -> None:
-    with torch.device("meta"):
-        assert sum(parameter.numel() for parameter in build().parameters()) == parameters
+@pytest.mark.parametrize(("name", "teraflops"), [("sdxl", 6.761), ("sd3", 8.904)])
+def test_full_size_models_do_the_work_of_the_real_ones(name: str, teraflops: float) -> None:
+    subject = full_size.build_subject(name, torch.device("meta"), torch.bfloat16)
+    with torch.inference_mode():
+        images = subject.images(1024, 1024, 1)
+        assert count_flops(subject.family, images) / 1e12 == pytest.approx(teraflops, abs=0.001)
+        assert subject.family.decode(images[0].latents).shape == (1, 3, 1024, 1024)
 
 
 def test_a_module_without_values_is_filled_with_finite_ones() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.checkpoint import LAYOUTS, find_checkpoint, inspect_checkpoint, parts_lacking, read_header, read_json
+from pipelines.checkpoint import LAYOUTS, find_checkpoint, inspect_checkpoint, parts_lacking
 from pipelines.errors import CheckpointError
+from pipelines.headers import read_header, read_json
 
 SDXL = "StableDiffusionXLPipeline"
 SD3 = "StableDiffusion3Pipeline"
@@ -148,9 +149,9 @@ def test_a_component_that_is_only_a_pickle_is_refused_and_never_run(folder: Path
 def test_a_pickle_under_another_name_is_refused_and_never_run(folder: Path, tmp_path: Path, name: str) -> None:
     from diffusers import StableDiffusionXLPipeline
 
-    from pipelines.catalog import load_catalog
     from pipelines.families import family_facts
     from pipelines.loading import load_pipeline
+    from pipelines.models_toml import load_catalog
 
     (folder / UNET).unlink()
     write_pickle(tmp_path / "hidden", tmp_path / "canary")

@@ -14,13 +14,14 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionXL
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.catalog import Catalog, ModelEntry, load_catalog
+from pipelines.catalog import Catalog, ModelEntry
 from pipelines.denoising import Denoising
 from pipelines.device import pick_device
 from pipelines.engine import Engine
 from pipelines.errors import CheckpointError
 from pipelines.families import family_facts
 from pipelines.loading import load_pipeline
+from pipelines.models_toml import load_catalog
 from pipelines.request import Wishes, settle
 from tests import single_file
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.catalog import ModelEntry, load_catalog
+from pipelines.catalog import ModelEntry
 from pipelines.errors import InvalidRequest
 from pipelines.families import family_facts
+from pipelines.models_toml import load_catalog
 from pipelines.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageRequest, Wishes, check_range, settle, settle_size
 from pipelines.samplers import samplers_for
 from pipelines.sizes import parse_size, quality_steps, size_of_ratio

@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import pad
 
 from pipelines.catalog import FamilyFacts, ModelEntry
-from pipelines.checkpoint import read_json
 from pipelines.denoising import Conditioning, Denoising, Family
 from pipelines.errors import CheckpointError, InvalidRequest
+from pipelines.headers import read_json
 from pipelines.loading import load_pipeline
 from pipelines.prompts import Embedding, EmbeddingCache, Text, clip_states, count_tokens, t5_states
 from pipelines.request import ImageRequest

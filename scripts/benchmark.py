@@ -1,0 +1,83 @@
+"""Owns the benchmark's command line: `benchmark.py forward | serving | parity`."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__:  # imported by a test, as scripts.benchmark
+    from .benchmarking import commands
+    from .benchmarking.processes import SYSTEMS, ServerFailed
+    from .benchmarking.report import Progress
+    from .benchmarking.workload import WORKLOADS
+else:
+    from benchmarking import commands
+    from benchmarking.processes import SYSTEMS, ServerFailed
+    from benchmarking.report import Progress
+    from benchmarking.workload import WORKLOADS
+
+from pipelines.errors import PipelineError
+
+ROWS = (1, 2, 4, 6, 8, 12, 16)
+RATES = (0.5, 0.8, 1.1, 1.5)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--models", type=Path, default=Path("models.toml"), help="catalogue file")
+    common.add_argument("--model", help="name in the catalogue; else its default")
+    common.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
+    common.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for JSON files and plots")
+    whole = argparse.ArgumentParser(description=__doc__)
+    commands_parser = whole.add_subparsers(required=True)
+    _forward(commands_parser.add_parser("forward", parents=[common], help="the network alone, by rows and shape"))
+    _serving(commands_parser.add_parser("serving", parents=[common], help="whole servers under load, over HTTP"))
+    _parity(commands_parser.add_parser("parity", parents=[common], help="the pictures against diffusers' own"))
+    return whole
+
+
+def _forward(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--full-size", choices=("sdxl", "sd3"), help="the real architecture with random weights")
+    command.add_argument("--sizes", type=float, nargs="+", help="factors of the native side")
+    command.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    command.add_argument("--rounds", type=int, default=5, help="measurements of each; the median counts")
+    command.set_defaults(run=commands.forward)
+
+
+def _serving(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workload", choices=tuple(WORKLOADS), default="mixed")
+    command.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="lock is always among them")
+    command.add_argument("--rates", type=float, nargs="+", default=RATES, help="multiples of the lock's capacity")
+    bound = command.add_mutually_exclusive_group()
+    bound.add_argument("--seconds", type=float, default=180.0, help="about how long the sweep takes")
+    bound.add_argument("--requests", type=int, help="requests of each run")
+    command.add_argument("--seed", type=int, default=0, help="of the trace")
+    command.add_argument("--size-factor", type=float, default=1.0, help="scales every side")
+    command.add_argument("--step-factor", type=float, default=1.0, help="scales every step count")
+    command.set_defaults(run=commands.serving)
+
+
+def _parity(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=int, help="else the model's own")
+    command.set_defaults(run=commands.parity)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the process's exit code."""
+    arguments = parser().parse_args(words)
+    try:
+        arguments.run(arguments, Progress())
+    except (PipelineError, ServerFailed, ValueError) as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    # Ended by SIGTERM, it still stops its servers and removes their folders.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The sub-commands: each measures, prints a table, and writes a JSON file and a plot."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.device import pick_device
+from pipelines.families import families
+
+from .models import Model
+from .processes import SYSTEMS
+from .report import Progress, table, write_json
+from .serving import Plan, measure_serving
+from .workload import WORKLOADS
+
+
+def forward(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Measure the network alone."""
+    from .forward import load_subject, measure_forward
+    from .full_size import build_subject
+    from .plots import plot_forward
+
+    model = _model(arguments)
+    device = pick_device(arguments.device)
+    if arguments.full_size:
+        progress(f"building {arguments.full_size} with random weights")
+        subject = build_subject(arguments.full_size, device.torch_device, torch.bfloat16)
+        factors = arguments.sizes or [1.0]
+    else:
+        entry = model.entry
+        subject = load_subject(families()[entry.family], entry, device.torch_device, model.dtype)
+        factors = arguments.sizes or [0.5, 0.75, 1.0, 1.5]
+    results = measure_forward(subject, factors, arguments.rows, arguments.rounds, progress)
+    for shape in results["shapes"]:
+        gigaflops = shape["flops_per_row"] / 1e9
+        print(
+            f"\n{shape['width']}x{shape['height']}: {gigaflops:.4g} GFLOP a row, VAE decode"
+            f" {1000 * shape['decode_seconds']:.3g} ms, knee at {shape['knee']} rows\n"
+        )
+        print(table(*_forward_table(shape)))
+    name = f"forward-{_file_name(results['model'])}" + ("-full-size" if arguments.full_size else "")
+    options = {"rows": arguments.rows, "rounds": arguments.rounds, "full_size": arguments.full_size}
+    path = write_json(arguments.out, name, device, options, results)
+    plot_forward(results, f"{results['model']}, {results['dtype']}, on {device.name}", path.with_suffix(".png"))
+
+
+def serving(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Measure whole servers under load."""
+    from .plots import plot_serving
+
+    model = _model(arguments)
+    workload = WORKLOADS[arguments.workload](model.entry, arguments.size_factor, arguments.step_factor)
+    # The lock's solo times are the measure of everybody's slowdown, so it is always there.
+    systems = [system for system in SYSTEMS if system in (*arguments.systems, "lock")]
+    plan = Plan(workload, systems, arguments.rates, arguments.seconds, arguments.requests, arguments.seed)
+    results = measure_serving(model, plan, progress)
+    print(table(*_serving_table(results)))
+    if "overhead" in results:
+        print("\n" + _overhead_line(results["overhead"]))
+    name = f"serving-{_file_name(model.entry.name)}-{workload.name}"
+    options = {
+        "model": model.entry.name,
+        "systems": systems,
+        "rates": arguments.rates,
+        "seconds": arguments.seconds,
+        "requests": arguments.requests,
+        "seed": arguments.seed,
+        "size_factor": arguments.size_factor,
+        "step_factor": arguments.step_factor,
+        "classes": {kind.name: kind.share for kind in workload.kinds},
+    }
+    path = write_json(arguments.out, name, model.device, options, results)
+    title = f"{model.entry.name}, {workload.name} workload, on {model.device.name}"
+    plot_serving(results, title, path.with_suffix(".png"))
+
+
+def parity(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Measure how far pictures are from diffusers' own."""
+    from .parity import measure_parity
+
+    model = _model(arguments)
+    results = measure_parity(model, arguments.steps, progress)
+    print(table(*_parity_table(results)))
+    write_json(
+        arguments.out,
+        f"parity-{_file_name(model.entry.name)}",
+        model.device,
+        {"steps": arguments.steps},
+        results,
+    )
+
+
+def _model(arguments: argparse.Namespace) -> Model:
+    return Model(Path(arguments.models), arguments.model, arguments.device)
+
+
+def _file_name(model: str) -> str:
+    return model.replace("/", "-")
+
+
+def _forward_table(shape: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    headers = ["rows", "ms", "ms a row", "rows/s", "% of roofline"]
+    return headers, [
+        [
+            point["rows"],
+            1000 * point["seconds"],
+            1000 * point["seconds"] / point["rows"],
+            point["rows_per_second"],
+            100 * point["of_roofline"],
+        ]
+        for point in shape["rows"]
+    ]
+
+
+def _serving_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    headers = ["x lock", "system", "done", "failed", "images/s", "good/s", "p50 s", "p95 s", "p99 s"]
+    headers += ["mean slowdown", "within 3x", "first step p50 s", "images a forward"]
+    return headers, [_serving_row(run) for run in results["runs"]]
+
+
+def _serving_row(run: dict[str, Any]) -> list[Any]:
+    latency, slowdown, first, batch = (run[name] or {} for name in ("latency", "slowdown", "first_step", "batch"))
+    return [
+        run["multiple"],
+        run["system"],
+        run["completed"],
+        sum(run["errors"].values()),
+        run["throughput"],
+        run["goodput"],
+        latency.get("p50"),
+        latency.get("p95"),
+        latency.get("p99"),
+        slowdown.get("mean"),
+        f"{run['within_slo']:.0%}",
+        first.get("p50"),
+        batch.get("mean"),
+    ]
+
+
+def _overhead_line(overhead: dict[str, float]) -> str:
+    verdict = "within" if overhead["share"] < overhead["limit"] else "ABOVE"
+    return (
+        f"Overhead of a solo request: {overhead['share']:.1%} of {overhead['total']:.3f} s, {verdict} the"
+        f" {overhead['limit']:.0%} allowed. Text {1000 * overhead['encode']:.1f} ms, forwards"
+        f" {1000 * overhead['predict']:.1f} ms, decode {1000 * overhead['decode']:.1f} ms; engine"
+        f" {1000 * overhead['engine']:.1f} ms, HTTP, hops, database and files {1000 * overhead['rest']:.1f} ms."
+    )
+
+
+def _parity_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    headers = [
+        "sampler",
+        "alone",
+        "PSNR dB",
+        "pixels differ by",
+        "crowd: PSNR dB",
+        "pixels differ by",
+        "latents by",
+    ]
+    return headers, [
+        [
+            row["sampler"],
+            "bit-equal" if row["alone"]["identical"] else "differs",
+            row["alone"]["psnr"],
+            row["alone"]["largest_pixel_difference"],
+            row["crowd"]["psnr"],
+            row["crowd"]["largest_pixel_difference"],
+            row["crowd"]["largest_latent_difference"],
+        ]
+        for row in results["samplers"]
+    ]

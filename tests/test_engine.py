@@ -1,0 +1,174 @@
+"""The engine's isolation: one image's NaN, error or lack of memory is its own, and a retry changes no picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.catalog import Catalog, ModelEntry
+from pipelines.denoising import Denoising
+from pipelines.engine import Engine
+from pipelines.errors import ImageFailed, ImageTooLarge, InvalidRequest, NotANumber
+from pipelines.prompts import EmbeddingCache
+from pipelines.request import Wishes, settle
+
+
+@pytest.fixture(params=["tiny-sdxl", "tiny-sd3"])
+def entry(request: pytest.FixtureRequest, catalog: Catalog, engine: Engine) -> ModelEntry:
+    found = catalog.resolve(request.param)
+    engine.load(found)
+    return found
+
+
+def begin(engine: Engine, entry: ModelEntry, count: int = 4, **wishes: Any) -> list[Denoising]:
+    requests = [settle(Wishes(f"hat {seed}", steps=2, **wishes), entry, seed) for seed in range(count)]
+    begun = engine.begin(entry, requests, engine.encode(entry, requests))
+    return [image for image in begun if isinstance(image, Denoising)]
+
+
+def patch_predict(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry, before: Callable[[Sequence[Denoising]], None]
+) -> None:
+    """Have something happen before every real forward pass."""
+    family = engine._residency.get(entry)
+    predict = family.predict
+
+    def patched(batch: Sequence[Denoising]) -> list[torch.Tensor]:
+        before(batch)
+        return predict(batch)
+
+    monkeypatch.setattr(family, "predict", patched)
+
+
+def test_an_image_that_raises_in_the_forward_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry
+) -> None:
+    batch = begin(engine, entry)
+    poison = batch[2]
+
+    def raise_for_poison(images: Sequence[Denoising]) -> None:
+        if poison in images:
+            raise RuntimeError("planted")
+
+    patch_predict(monkeypatch, engine, entry, raise_for_poison)
+    outcomes = engine.step(entry, batch)
+    assert [outcome is None for outcome in outcomes] == [True, True, False, True]
+    assert isinstance(outcomes[2], ImageFailed)
+    assert [image.evaluation for image in batch] == [1, 1, 0, 1]
+
+
+def test_too_little_memory_for_all_is_enough_for_some_and_changes_no_picture(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry
+) -> None:
+    sizes: list[int] = []
+
+    def small_device(images: Sequence[Denoising]) -> None:
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("planted")
+
+    expected = begin(engine, entry, sampler="Euler a")
+    for half in (expected[:2], expected[2:]) * 2:
+        engine.step(entry, half)
+    batch = begin(engine, entry, sampler="Euler a")
+    patch_predict(monkeypatch, engine, entry, small_device)
+    for _ in range(2):
+        assert engine.step(entry, batch) == [None] * 4
+    assert sizes == [4, 2, 2] * 2
+    for image, other in zip(batch, expected, strict=True):
+        assert torch.equal(image.latents, other.latents), "the retry must start from the same latents and generator"
+
+
+def test_an_image_too_large_even_alone_says_so(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry
+) -> None:
+    def no_memory(images: Sequence[Denoising]) -> None:
+        raise torch.OutOfMemoryError("planted")
+
+    patch_predict(monkeypatch, engine, entry, no_memory)
+    outcomes = engine.step(entry, begin(engine, entry, 2))
+    assert all(isinstance(outcome, ImageTooLarge) for outcome in outcomes)
+    assert "smaller size" in str(outcomes[0])
+
+
+def test_an_image_of_nan_never_becomes_a_black_picture(engine: Engine, entry: ModelEntry) -> None:
+    batch = begin(engine, entry, 3)
+    batch[1].latents = torch.full_like(batch[1].latents, torch.nan)
+    outcomes = engine.finish(entry, batch)
+    assert isinstance(outcomes[0], Image.Image) and isinstance(outcomes[2], Image.Image)
+    assert isinstance(outcomes[1], NotANumber)
+
+
+def test_a_vae_that_overflows_is_noticed(monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry) -> None:
+    family = engine._residency.get(entry)
+    decode = family.decode
+
+    def overflowing(latents: torch.Tensor) -> torch.Tensor:
+        pixels = decode(latents)
+        pixels[0, 0, 0, 0] = torch.inf
+        return pixels
+
+    monkeypatch.setattr(family, "decode", overflowing)
+    outcomes = engine.finish(entry, begin(engine, entry, 2))
+    assert isinstance(outcomes[0], NotANumber)
+    assert isinstance(outcomes[1], Image.Image)
+
+
+def test_a_sampler_that_fails_takes_nobody_with_it(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry
+) -> None:
+    batch = begin(engine, entry, 3)
+
+    def explode(*_: Any, **__: Any) -> Any:
+        raise ValueError("planted")
+
+    monkeypatch.setattr(batch[0].sampler, "step", explode)
+    outcomes = engine.step(entry, batch)
+    assert isinstance(outcomes[0], ImageFailed)
+    assert outcomes[1:] == [None, None]
+
+
+def test_a_size_beyond_the_table_of_positions_is_refused_for_that_image(engine: Engine, catalog: Catalog) -> None:
+    entry = catalog.resolve("tiny-sd3")
+    requests = [settle(Wishes("hat", width=width), entry, 0) for width in (32, 128)]
+    outcomes = engine.begin(entry, requests, engine.encode(entry, requests))
+    assert isinstance(outcomes[0], Denoising)
+    assert isinstance(outcomes[1], Denoising), "128 pixels are 32 positions, the last that fit"
+    too_wide = [replace(requests[0], width=160)]
+    assert isinstance(engine.begin(entry, too_wide, engine.encode(entry, too_wide))[0], InvalidRequest)
+
+
+def test_models_make_room_for_each_other_but_never_for_a_busy_one(catalog: Catalog) -> None:
+    from pipelines.device import pick_device
+
+    engine = Engine(pick_device("cpu"), resident_models=1)
+    sdxl, sd3 = catalog.resolve("tiny-sdxl"), catalog.resolve("tiny-sd3")
+    engine.load(sdxl)
+    assert engine.has_room(busy=set()) and not engine.has_room(busy={"tiny-sdxl"})
+    engine.load(sd3)
+    assert engine.resident == ["tiny-sd3"]
+
+
+def test_an_embedding_is_computed_once_and_the_oldest_is_forgotten_first() -> None:
+    asked: list[list[str]] = []
+
+    def encode(keys: list[str]) -> list[str]:
+        asked.append(keys)
+        return [key.upper() for key in keys]
+
+    cache: EmbeddingCache[str, str] = EmbeddingCache(capacity=2)
+    assert cache.get(["a", "b", "a"], encode) == ["A", "B", "A"]
+    assert cache.get(["b", "c"], encode) == ["B", "C"]
+    assert cache.get(["a"], encode) == ["A"]
+    assert asked == [["a", "b"], ["c"], ["a"]]
+
+
+def test_a_prompt_beyond_the_encoders_is_not_cut_silently(engine: Engine, catalog: Catalog) -> None:
+    for name, read in (("tiny-sdxl", 75), ("tiny-sd3", 75), ("tiny-sd3-t5", 15)):
+        entry = catalog.resolve(name)
+        (text,) = engine.encode(entry, [settle(Wishes("x" * 100), entry, 0)])
+        assert not isinstance(text, Exception)
+        assert text.dropped_tokens == text.prompt_tokens - read > 0
