@@ -12,9 +12,9 @@ from PIL.Image import Image
 
 from pipelines.catalog import FamilyFacts, ModelEntry
 from pipelines.guidance import guide
-from pipelines.prompts import Embedding
+from pipelines.prompts import Embedding, EmbeddingCache, Text
 from pipelines.request import ImageRequest
-from pipelines.samplers import SamplerChoice, build
+from pipelines.samplers import SamplerChoice, build, set_timesteps
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _draws_noise(sampler_class: Any) -> bool:
 
 
 class Family(ABC):
-    """One loaded model. All methods run on the GPU thread, under inference mode.
+    """One loaded model. `load` gives it on the CPU and `place` takes it to its device; all else needs it there.
 
     A module of `pipelines.families` defines one subclass and names its `facts`; nothing else needs to know it.
     """
@@ -130,11 +130,12 @@ class Family(ABC):
     dtype: torch.dtype
     vae: Any
     scheduler_config: Mapping[str, Any]
+    cache: EmbeddingCache[Text, Embedding]
 
     @classmethod
     @abstractmethod
     def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "Family":
-        """Load the checkpoint.
+        """Load the checkpoint, on the CPU still.
 
         Raises:
             CheckpointError: it is missing, damaged or of another family.
@@ -171,9 +172,16 @@ class Family(ABC):
         self.vae.requires_grad_(False).eval().to(device=self.device, dtype=torch.float32 if precise else self.dtype)
 
     def new_sampler(self, request: ImageRequest) -> Any:
-        """This request's own sampler, from the checkpoint's own scheduler config."""
+        """This request's own sampler, from the checkpoint's own scheduler config, its way laid out."""
         choice = SamplerChoice(request.sampler, request.schedule)
-        return build(choice, self.facts.prediction, self.scheduler_config, request.seed)
+        sampler = build(choice, self.facts.prediction, self.scheduler_config, request.seed)
+        options = self.sampler_options(sampler, request)
+        set_timesteps(sampler, choice, self.facts.prediction, request.steps, self.device, **options)
+        return sampler
+
+    def sampler_options(self, sampler: Any, request: ImageRequest) -> dict[str, float]:
+        """What a sampler of this family must know of the request besides its steps."""
+        return {}
 
     def noise(self, request: ImageRequest, channels: int, factor: int) -> tuple[torch.Tensor, torch.Generator]:
         """A request's first noise, (1, channels, height / factor, width / factor), and its generator.
@@ -190,5 +198,6 @@ def to_pictures(pixels: torch.Tensor) -> list[Image]:
     """Turn (N, 3, H, W) pixels in -1..1 into RGB pictures, rounding as diffusers' image processor does."""
     import PIL.Image
 
-    values = (pixels.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
-    return [PIL.Image.fromarray((value * 255).round().astype("uint8")) for value in values]
+    # Rounded before they leave the device: a byte a channel is a quarter of what there is to wait for.
+    values = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [PIL.Image.fromarray(value) for value in values]

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelines.errors import DeviceError
+
 
 @dataclass(frozen=True)
 class Device:
@@ -28,13 +30,15 @@ def pick_device(wanted: str = "auto") -> Device:
     """The best device there is, or the one asked for.
 
     Raises:
-        ValueError: the device asked for is not here.
+        DeviceError: the device asked for is not here.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = next(name for name, there in available.items() if there) if wanted == "auto" else wanted.split(":")[0]
     if not available.get(kind):
         there = ", ".join(name for name, here in available.items() if here)
-        raise ValueError(f"device {wanted!r} is not available; there is: {there}.")
+        raise DeviceError(f"device {wanted!r} is not available; there is: {there}.")
+    if wanted.startswith("cuda:") and wanted not in (known := [f"cuda:{n}" for n in range(torch.cuda.device_count())]):
+        raise DeviceError(f"device {wanted!r} is not here; there is: {', '.join(known)}.")
     return {"cuda": _cuda, "mps": _mps, "cpu": _cpu}[kind](wanted)
 
 
@@ -50,5 +54,5 @@ def _mps(wanted: str) -> Device:
 
 
 def _cpu(wanted: str) -> Device:
-    cores = torch.get_num_threads()
-    return Device(torch.device("cpu"), f"CPU with {cores} cores", torch.float32, None)
+    threads = torch.get_num_threads()
+    return Device(torch.device("cpu"), f"CPU, {threads} threads", torch.float32, None)

@@ -16,6 +16,7 @@ from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
 from pipelines.device import Device
 from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
+from pipelines.loading import quiet_libraries
 from pipelines.request import ImageRequest
 from pipelines.residency import Residency, free_memory
 
@@ -48,16 +49,18 @@ class Engine:
 
     def __init__(self, device: Device, resident_models: int = 2) -> None:
         self.device = device
+        self.resident_limit = resident_models
         self._residency = Residency(device, resident_models)
+        quiet_libraries()
 
     @property
-    def resident(self) -> list[str]:
+    def resident(self) -> tuple[str, ...]:
         """The names of the loaded models."""
         return self._residency.names
 
-    def has_room(self, busy: Collection[str]) -> bool:
-        """Whether another model could be loaded while the busy ones stay."""
-        return self._residency.has_room(busy)
+    def family(self, entry: ModelEntry) -> Family:
+        """A loaded model's networks, for whoever measures or compares them."""
+        return self._residency.get(entry)
 
     @_inference
     def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
@@ -66,7 +69,9 @@ class Engine:
         Raises:
             CheckpointError: it cannot be loaded.
         """
-        self._residency.get(entry, busy)
+        if self.device.torch_device.type == "cuda":
+            torch.cuda.set_device(self.device.torch_device)  # it belongs to a thread, and this is the one
+        self._residency.load(entry, busy)
 
     @_inference
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:

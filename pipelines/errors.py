@@ -2,6 +2,7 @@
 
 PipelineError
 ├── CatalogError          models.toml says something it may not (place and remedy in the message)
+├── DeviceError           the device asked for is not here
 ├── CheckpointError       a checkpoint is missing, damaged, of another family or not safetensors
 ├── InvalidRequest        one field of a request breaks a rule
 │   └── UnknownModel      the model named is not in the catalogue
@@ -17,6 +18,10 @@ class PipelineError(Exception):
 
 class CatalogError(PipelineError):
     """models.toml cannot be used; the message says where and what to write instead."""
+
+
+class DeviceError(PipelineError):
+    """There is no such device; the message says which there are."""
 
 
 class CheckpointError(PipelineError):

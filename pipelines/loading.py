@@ -28,7 +28,6 @@ def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **
     Raises:
         CheckpointError: with the file at fault and the remedy.
     """
-    _quiet()
     try:
         load = _load_single_file if entry.single_file else _load_folder
         pipeline = load(pipeline_class, entry, dtype, components)
@@ -211,7 +210,7 @@ def _refuse_unfilled(pipeline: Any) -> None:
                 )
 
 
-def _quiet() -> None:
+def quiet_libraries() -> None:
     """The libraries draw a progress bar per file and warn about their own defaults; our own log says what is loaded."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

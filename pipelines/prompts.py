@@ -48,6 +48,10 @@ class EmbeddingCache(Generic[Key, Value]):
         self._capacity = capacity
         self._kept: OrderedDict[Key, Value] = OrderedDict()
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+
     def get(self, keys: Sequence[Key], encode: Callable[[list[Key]], list[Value]]) -> list[Value]:
         """The value of each key, calling `encode` at most once, with every key that is not kept."""
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]

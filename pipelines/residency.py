@@ -9,6 +9,7 @@ import torch
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Family
 from pipelines.device import Device
+from pipelines.errors import CheckpointError
 from pipelines.families import families
 
 
@@ -26,25 +27,33 @@ class Residency:
         self._loaded: OrderedDict[str, Family] = OrderedDict()
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> tuple[str, ...]:
         """The models loaded now, the one used longest ago first."""
-        return list(self._loaded)
+        return tuple(self._loaded)
 
-    def has_room(self, busy: Collection[str]) -> bool:
-        """Whether one more model can be loaded while those that are busy stay."""
-        return len(set(busy) & set(self._loaded)) < self._limit
-
-    def get(self, entry: ModelEntry, busy: Collection[str] = ()) -> Family:
-        """The loaded model, loading it first if need be, in the place of idle ones.
+    def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
+        """Load a model if it isn't, and then have idle ones make room for it.
 
         Raises:
-            CheckpointError: it cannot be loaded; whatever was loaded stays usable.
+            CheckpointError: it cannot be loaded, or does not fit; whatever was loaded stays usable.
         """
         if entry.name not in self._loaded:
-            self._make_room(busy)
             dtype = self._device.dtype_for(entry.dtype)
-            self._loaded[entry.name] = families()[entry.family].load(entry, self._device.torch_device, dtype)
+            family = families()[entry.family].load(entry, self._device.torch_device, dtype)
+            self._make_room(busy)
+            if not _placed(family):
+                del family
+                free_memory(self._device.torch_device)
+                raise CheckpointError(
+                    f"model {entry.name!r} does not fit in the memory of {self._device}; choose a smaller `dtype` in"
+                    " models.toml, or lower DARKROOM_RESIDENT_MODELS so that others make room."
+                )
+            self._loaded[entry.name] = family
         self._loaded.move_to_end(entry.name)
+
+    def get(self, entry: ModelEntry) -> Family:
+        """A model that was loaded before; nothing is loaded here, in the middle of other people's steps."""
+        assert entry.name in self._loaded, f"{entry.name} was not loaded"
         return self._loaded[entry.name]
 
     def _make_room(self, busy: Collection[str]) -> None:
@@ -52,6 +61,15 @@ class Residency:
         for name in idle[: max(0, len(self._loaded) - self._limit + 1)]:
             del self._loaded[name]
         free_memory(self._device.torch_device)
+
+
+def _placed(family: Family) -> bool:
+    """Take a model to its device; False when it has no room there. The error, which would keep it alive, is dropped."""
+    try:
+        family.place()
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def free_memory(device: torch.device) -> None:

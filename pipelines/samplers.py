@@ -54,12 +54,16 @@ _OWN = frozenset({AUTOMATIC})
 
 @dataclass(frozen=True)
 class Method:
-    """One diffusers scheduler class, the options that make it this sampler, and the schedules and steps it supports."""
+    """One diffusers scheduler class, the options that make it this sampler, and the schedules and steps it supports.
+
+    `sigmas_on_device` marks a class that multiplies latents by sigmas that are not scalars.
+    """
 
     class_name: str
     schedules: frozenset[str]
     options: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int = MAX_STEPS
+    sigmas_on_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ SAMPLERS: dict[str, Sampler] = {
     "Euler": Sampler(Method("EulerDiscreteScheduler", _ALL), Method("FlowMatchEulerDiscreteScheduler", _SIGMAS)),
     "Euler a": Sampler(
         Method("EulerAncestralDiscreteScheduler", _SPACED),
-        Method("LTXEulerAncestralRFScheduler", _OWN),
+        Method("LTXEulerAncestralRFScheduler", _OWN, sigmas_on_device=True),
         aliases=("euler ancestral",),
     ),
     "Euler stochastic": Sampler(flow=Method("FlowMatchEulerDiscreteScheduler", _SIGMAS, {"stochastic_sampling": True})),
@@ -185,6 +189,23 @@ def build(choice: SamplerChoice, prediction: Prediction, checkpoint_config: Mapp
     if "noise_sampler_seed" in accepted:
         options["noise_sampler_seed"] = seed
     return scheduler_class.from_config(config, **{key: value for key, value in options.items() if key in accepted})
+
+
+def set_timesteps(
+    sampler: Any, choice: SamplerChoice, prediction: Prediction, steps: int, device: Any, **options: float
+) -> None:
+    """Lay a sampler's way out. Its timesteps and sigmas stay on the CPU: a look at the device would wait for it.
+
+    Args:
+        device: the latents' torch device.
+        options: further ones of the sampler's own, such as the shift `mu`.
+    """
+    sampler.set_timesteps(steps, **options)
+    if hasattr(sampler, "set_begin_index"):
+        sampler.set_begin_index(0)
+    method = SAMPLERS[choice.sampler].method(prediction)
+    if method is not None and method.sigmas_on_device:
+        sampler.sigmas = sampler.sigmas.to(device)
 
 
 def max_steps(sampler: str, prediction: Prediction) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from demo_training.autoencoder import as_images
 from demo_training.captions import caption
+from demo_training.card import card
 from demo_training.contact_sheet import PROMPTS, contact_sheet
 from demo_training.pictures import render_all, sample_scenes
 from demo_training.probe import Probe, load_probe, train_probe
@@ -127,15 +128,29 @@ def evaluate(name: str, arguments: argparse.Namespace, probe: Probe) -> dict[str
     images = generate(list(PROMPTS), [0] * len(PROMPTS))
     contact_sheet(images).save(arguments.sheets / f"{name}.png")
     scores = obedience(generate, probe, held_out_captions(arguments.captions, arguments.seed))
-    return {
+    result = {
         "steps": arguments.steps,
         "guidance": guidance,
+        "threads": arguments.threads,
         "captions": arguments.captions,
         "psnr": round(psnr, 2),
         "seconds_a_picture": round(seconds, 2),
         "scores": scores.rounded(),
         "probe_on_reconstructions": through_autoencoder.rounded(),
     }
+    write_down(name, arguments, pipeline, result)
+    return result
+
+
+def write_down(name: str, arguments: argparse.Namespace, pipeline: Any, result: dict[str, Any]) -> None:
+    """Put the figures and the card beside the weights."""
+    folder = arguments.checkpoints / name
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
+    megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = card(name, arguments.work, arguments.seed, parameters, megabytes, result)
+    (folder / "README.md").write_text(text)
 
 
 def main() -> None:
@@ -147,7 +162,6 @@ def main() -> None:
     probe = load_probe(environment)
     for name in arguments.names:
         result = evaluate(name, arguments, probe)
-        (arguments.checkpoints / name / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
         print(json.dumps(result, indent=2), flush=True)
 
 

@@ -82,7 +82,7 @@ async def _services(
         services = Services(settings, catalog, scheduler, jobs, Readiness({"models": "the default model is loading"}))
         worker = asyncio.create_task(scheduler.run())
         worker.add_done_callback(lambda task: _stopped(task, services))
-        loading = asyncio.create_task(_load_default(services, gpu))
+        loading = asyncio.create_task(_load_default(services))
         try:
             yield services
         finally:
@@ -96,16 +96,16 @@ async def _services(
         await database.close()
 
 
-async def _load_default(services: Services, gpu: GpuThread) -> None:
+async def _load_default(services: Services) -> None:
     """Load the default model before anybody asks for it; other models load when they are first wanted."""
     entry = services.catalog.resolve(None)
     try:
-        await gpu(services.scheduler.engine.load, entry, set())
+        await services.scheduler.load(entry)
     except Exception as error:
         log.error("the default model cannot be loaded: %s", error, exc_info=error)
         services.jobs.broken.add(entry.name)
     else:
-        log.info("ready: %s is loaded", entry.name)
+        log.info("ready: %s", ", ".join(services.scheduler.resident))
     finally:
         del services.readiness.missing["models"]
 

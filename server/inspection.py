@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.catalog import Catalog, ModelEntry
 from pipelines.checkpoint import CheckpointSize, find_checkpoint, inspect_checkpoint
-from pipelines.errors import CatalogError, CheckpointError
+from pipelines.errors import CatalogError, CheckpointError, DeviceError
 from pipelines.models_toml import load_catalog
 from server.settings import Settings
 from storage.schema import inspect_database
@@ -89,7 +89,7 @@ def _torch(settings: Settings) -> Iterator[Finding]:
 
     try:
         device = pick_device(settings.device)
-    except ValueError as error:
+    except DeviceError as error:
         yield Finding("device", settings.device, f"{error} Set DARKROOM_DEVICE=auto.")
         return
     yield Finding("device", str(device))

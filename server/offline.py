@@ -36,14 +36,20 @@ def generate_files(settings: Settings, fields: dict[str, Any], output: Path | No
             raise InvalidRequest("output", f"There is no folder {output.absolute().parent}.")
         fields = fields | {"output_format": output.suffix.removeprefix(".") or "png"}
     order = order_of(read_body(fields), load_catalog(settings.models, family_facts()), LOCAL_OWNER)
-    pictures = asyncio.run(_make(settings, order))
-    paths = _paths(output, order)
-    for path, request, picture in zip(paths, order.requests, pictures, strict=True):
-        path.write_bytes(encode(picture.image, order.format, metadata(request, order.entry), order.compression))
-    return paths
+    outcomes = asyncio.run(_make(settings, order))
+    written = []
+    for path, request, outcome in zip(_paths(output, order), order.requests, outcomes, strict=True):
+        if isinstance(outcome, Picture):
+            path.write_bytes(encode(outcome.image, order.format, metadata(request, order.entry), order.compression))
+            written.append(path)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome  # after the pictures that were made: one failure loses none of them
+    return written
 
 
-async def _make(settings: Settings, order: Order) -> Sequence[Picture]:
+async def _make(settings: Settings, order: Order) -> Sequence[Picture | BaseException]:
+    """In each image's place its picture, or why there is none."""
     gpu = GpuThread()
     engine = Engine(pick_device(settings.device), settings.resident_models)
     scheduler = Scheduler(engine, gpu, max_rows=settings.max_rows, queue_limit=settings.queue_limit)
@@ -61,7 +67,7 @@ async def _make(settings: Settings, order: Order) -> Sequence[Picture]:
 
             for request in order.requests:
                 tickets.append(scheduler.submit(order.entry, request, watch=watch))
-            return await asyncio.gather(*(ticket.future for ticket in tickets))
+            return await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
     finally:
         worker.cancel()
         await asyncio.wait({worker})

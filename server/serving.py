@@ -43,10 +43,7 @@ def serve_forever(settings: Settings) -> int:
     from server.app import create_app
 
     catalog = load_catalog(settings.models, family_facts())
-    try:
-        device = pick_device(settings.device)
-    except ValueError as error:
-        raise SettingsError(f"DARKROOM_DEVICE: {error}") from error
+    device = pick_device(settings.device)
     click.echo(f"Device: {device}", err=True)
     app = create_app(settings, catalog, lambda: Engine(device, settings.resident_models))
     config = uvicorn.Config(

@@ -37,9 +37,7 @@ class Database:
         self._lock = lock
         # No time limit on the write connection: a writer waits for its turn instead of failing.
         self._writer = _engine(path, WRITER_PRAGMAS, "BEGIN IMMEDIATE", connections=1, patience=None)
-        self._readers = _engine(
-            path, READER_PRAGMAS, "BEGIN", connections=READER_COUNT, patience=READER_PATIENCE
-        )
+        self._readers = _engine(path, READER_PRAGMAS, "BEGIN", connections=READER_COUNT, patience=READER_PATIENCE)
         self._write_session = async_sessionmaker(self._writer, class_=AsyncSession, expire_on_commit=False)
         self._read_session = async_sessionmaker(self._readers, class_=AsyncSession)
 

@@ -35,9 +35,7 @@ XMP = (
 XMP_RECORD = re.compile(r"<d:record>(.*?)</d:record>", re.DOTALL)
 
 
-def encode(
-    image: Image.Image, format: ImageFormat, metadata: Mapping[str, str], quality: int | None = None
-) -> bytes:
+def encode(image: Image.Image, format: ImageFormat, metadata: Mapping[str, str], quality: int | None = None) -> bytes:
     """The picture as a file's bytes. `metadata` may hold `parameters` and `darkroom`.
 
     `quality` is 0 to 100 and means nothing to png. JPEG knows no transparency: it is laid on white.

@@ -25,9 +25,7 @@ class StorageError(Exception):
 
 class FolderUnusable(StorageError):
     def __init__(self, folder: Path, reason: str) -> None:
-        super().__init__(
-            f"The data folder {folder} cannot be used: {reason}. Choose a folder this user may write to."
-        )
+        super().__init__(f"The data folder {folder} cannot be used: {reason}. Choose a folder this user may write to.")
 
 
 class FolderInUse(StorageError):
@@ -56,9 +54,7 @@ class DatabaseTooNew(StorageError):
 
 class DatabaseBusy(StorageError):
     def __init__(self) -> None:
-        super().__init__(
-            "The database is busy: another process has held it for too long. Try again in a moment."
-        )
+        super().__init__("The database is busy: another process has held it for too long. Try again in a moment.")
 
 
 class DiskFull(StorageError):
@@ -68,9 +64,7 @@ class DiskFull(StorageError):
 
 class DiskFault(StorageError):
     def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"The disk failed: {reason}. Look at the disk and the system log before trying again."
-        )
+        super().__init__(f"The disk failed: {reason}. Look at the disk and the system log before trying again.")
 
 
 class MetadataTooLarge(StorageError):

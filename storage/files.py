@@ -79,9 +79,7 @@ class MediaFiles:
         with self._folder_of(name) as folder:
             try:
                 # O_NONBLOCK: opening a named pipe must not wait for its writer.
-                descriptor = os.open(
-                    name.file_name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder
-                )
+                descriptor = os.open(name.file_name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
             except OSError as error:
                 raise _not_found_or(error) from error
         status = os.fstat(descriptor)
@@ -109,9 +107,7 @@ class MediaFiles:
         for start in range(0, len(names), SWEEP_BATCH):
             batch = names[start : start + SWEEP_BATCH]
             kept = await known({name.image_id for name in batch})
-            orphaned += await asyncio.to_thread(
-                self._delete_all, [name for name in batch if name.image_id not in kept]
-            )
+            orphaned += await asyncio.to_thread(self._delete_all, [name for name in batch if name.image_id not in kept])
         return Swept(temporary, orphaned)
 
     @contextmanager

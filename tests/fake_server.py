@@ -26,6 +26,9 @@ from tests.fakes import FakeEngine, entry
 
 GENERATIONS = "/v1/images/generations"
 
+PATIENCE = 30
+"""Seconds to wait for what takes milliseconds when the machine is idle: on shared cores a thread may wait for long."""
+
 
 @dataclass
 class Gate:
@@ -47,7 +50,7 @@ class Gate:
     def enter(self) -> None:
         """Blocks the calling thread."""
         self.reached.set()
-        assert self._open.wait(20), "nobody opened the gate"
+        assert self._open.wait(2 * PATIENCE), "nobody opened the gate"
 
 
 @dataclass
@@ -133,11 +136,11 @@ def serving(data: Path, engine: GatedEngine | None = None, **settings: Any) -> I
     finally:
         instance.should_exit = True
         engine.open()
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive(), "the server did not stop"
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -44,7 +44,7 @@ class FakeEngine:
     """Keeps the scheduler's contract and a record of what it was asked."""
 
     step_seconds: float = 0.0
-    limit: int = 2
+    resident_limit: int = 2
     failing: dict[str, Exception] = field(default_factory=dict)
     """By prompt or model name: the error that befalls it."""
     batches: list[list[ImageRequest]] = field(default_factory=list)
@@ -52,17 +52,15 @@ class FakeEngine:
     loads: list[str] = field(default_factory=list)
     resident: list[str] = field(default_factory=list)
 
-    def has_room(self, busy: set[str]) -> bool:
-        return len(busy & set(self.resident)) < self.limit
-
     def load(self, entry: ModelEntry, busy: set[str]) -> None:
-        if entry.name in self.failing:
-            raise self.failing[entry.name]
         if entry.name in self.resident:
             return
-        for idle in [name for name in self.resident if name not in busy][: len(self.resident) - self.limit + 1]:
+        excess = max(0, len(self.resident) - self.resident_limit + 1)
+        for idle in [name for name in self.resident if name not in busy][:excess]:
             self.resident.remove(idle)
-        assert len(self.resident) < self.limit, "the scheduler loaded a model where there was no room"
+        assert len(self.resident) < self.resident_limit, "the scheduler loaded a model where there was no room"
+        if entry.name in self.failing:
+            raise self.failing[entry.name]
         self.resident.append(entry.name)
         self.loads.append(entry.name)
 

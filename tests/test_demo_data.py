@@ -110,3 +110,15 @@ def test_the_whole_training_path_gives_checkpoints_in_diffusers_layout(tmp_path:
         files = [path for path in (out / name).rglob("*") if path.is_file()]
         assert {path.suffix for path in files} == {".json", ".safetensors"}
         assert sum(path.stat().st_size for path in files) < 12_000_000
+
+
+def test_cutting_the_padding_keeps_every_caption_and_its_end() -> None:
+    from demo_training.tokens import encode, new_tokenizer, without_padding
+
+    tokenizer = new_tokenizer()
+    numbers = encode(tokenizer, ["hills", "a beautiful sunset over mountains with birds and clouds", ""])
+    cut = without_padding(numbers, tokenizer)
+    assert cut.shape == (3, 16)
+    assert (cut == numbers[:, :16]).all()
+    assert (cut[:, -1] == tokenizer.eos_token_id).all()
+    assert without_padding(encode(tokenizer, ["hills " * 200]), tokenizer).shape == (1, 77)

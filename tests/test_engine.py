@@ -9,11 +9,15 @@ import torch
 from PIL import Image
 
 from pipelines.catalog import Catalog, ModelEntry
-from pipelines.denoising import Denoising
+from pipelines.denoising import Denoising, Family
+from pipelines.device import pick_device
 from pipelines.engine import Engine
-from pipelines.errors import ImageFailed, ImageTooLarge, InvalidRequest, NotANumber
+from pipelines.errors import CheckpointError, DeviceError, ImageFailed, ImageTooLarge, InvalidRequest, NotANumber
 from pipelines.prompts import EmbeddingCache
 from pipelines.request import Wishes, settle
+from pipelines.samplers import Prediction, SamplerChoice, build, samplers_for, set_timesteps
+
+MODELS = ("tiny-sdxl", "tiny-sd3", "tiny-sd3-t5")
 
 
 @pytest.fixture(params=["tiny-sdxl", "tiny-sd3"])
@@ -33,7 +37,7 @@ def patch_predict(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry, before: Callable[[Sequence[Denoising]], None]
 ) -> None:
     """Have something happen before every real forward pass."""
-    family = engine._residency.get(entry)
+    family = engine.family(entry)
     predict = family.predict
 
     def patched(batch: Sequence[Denoising]) -> list[torch.Tensor]:
@@ -103,7 +107,7 @@ def test_an_image_of_nan_never_becomes_a_black_picture(engine: Engine, entry: Mo
 
 
 def test_a_vae_that_overflows_is_noticed(monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry) -> None:
-    family = engine._residency.get(entry)
+    family = engine.family(entry)
     decode = family.decode
 
     def overflowing(latents: torch.Tensor) -> torch.Tensor:
@@ -133,6 +137,7 @@ def test_a_sampler_that_fails_takes_nobody_with_it(
 
 def test_a_size_beyond_the_table_of_positions_is_refused_for_that_image(engine: Engine, catalog: Catalog) -> None:
     entry = catalog.resolve("tiny-sd3")
+    engine.load(entry)
     requests = [settle(Wishes("hat", width=width), entry, 0) for width in (32, 128)]
     outcomes = engine.begin(entry, requests, engine.encode(entry, requests))
     assert isinstance(outcomes[0], Denoising)
@@ -141,15 +146,78 @@ def test_a_size_beyond_the_table_of_positions_is_refused_for_that_image(engine: 
     assert isinstance(engine.begin(entry, too_wide, engine.encode(entry, too_wide))[0], InvalidRequest)
 
 
-def test_models_make_room_for_each_other_but_never_for_a_busy_one(catalog: Catalog) -> None:
-    from pipelines.device import pick_device
+def test_models_make_room_for_each_other_but_never_while_busy(catalog: Catalog) -> None:
+    engine = Engine(pick_device("cpu"), resident_models=2)
+    sdxl, sd3, third = (catalog.resolve(name) for name in MODELS)
+    engine.load(sdxl)
+    engine.load(sd3)
+    engine.load(third, busy={"tiny-sdxl"})
+    assert engine.resident == ("tiny-sdxl", "tiny-sd3-t5"), "the eldest is busy, so the next eldest went"
+
+
+def test_a_model_that_cannot_be_loaded_costs_nobody_their_place(catalog: Catalog) -> None:
+    engine = Engine(pick_device("cpu"), resident_models=1)
+    engine.load(catalog.resolve("tiny-sdxl"))
+    with pytest.raises(CheckpointError):
+        engine.load(catalog.resolve("missing"))
+    assert engine.resident == ("tiny-sdxl",)
+
+
+def test_a_model_too_large_for_the_device_is_an_error_that_helps(
+    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
+) -> None:
+    def no_memory(_: Any) -> None:
+        raise torch.OutOfMemoryError("planted")
 
     engine = Engine(pick_device("cpu"), resident_models=1)
-    sdxl, sd3 = catalog.resolve("tiny-sdxl"), catalog.resolve("tiny-sd3")
-    engine.load(sdxl)
-    assert engine.has_room(busy=set()) and not engine.has_room(busy={"tiny-sdxl"})
-    engine.load(sd3)
-    assert engine.resident == ["tiny-sd3"]
+    monkeypatch.setattr(Family, "place", no_memory)
+    with pytest.raises(CheckpointError, match="does not fit in the memory") as refused:
+        engine.load(catalog.resolve("tiny-sdxl"))
+    assert refused.value.__cause__ is None and refused.value.__context__ is None, "either would keep the weights alive"
+    assert engine.resident == ()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_half_precision_goes_all_the_way_to_a_picture(catalog: Catalog, name: str) -> None:
+    engine = Engine(pick_device("cpu"))
+    entry = replace(catalog.resolve(name), dtype="bfloat16")
+    engine.load(entry)
+    family = engine.family(entry)
+    assert {parameter.dtype for module in family.modules for parameter in module.parameters()} == {torch.bfloat16}
+    batch = begin(engine, entry, 2, sampler="Euler")
+    while not batch[0].finished:
+        assert engine.step(entry, batch) == [None, None]
+    assert batch[0].latents.dtype == torch.bfloat16
+    assert all(isinstance(picture, Image.Image) for picture in engine.finish(entry, batch))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "sampler"), [(kind, name) for kind in Prediction for name in samplers_for(kind)]
+)
+def test_no_sampler_leaves_a_tensor_on_another_device(prediction: Prediction, sampler: str) -> None:
+    """A device without data stands for a GPU: mixing tensors of it with the CPU's raises just as there."""
+    choice = SamplerChoice(sampler, "automatic")
+    built = build(choice, prediction, {"num_train_timesteps": 1000}, seed=1)
+    set_timesteps(built, choice, prediction, 4, torch.device("meta"))
+    if sampler == "DPM++ SDE":
+        return  # its Brownian tree reads values, which a device without data has none of
+    if (prediction, sampler) == (Prediction.FLOW, "Euler a"):
+        assert built.sigmas.device.type == "meta", "it multiplies latents by sigmas, and reads values of them too"
+        return
+    latents = torch.zeros(1, 4, 8, 8, device="meta", dtype=torch.bfloat16)
+    for timestep in built.timesteps:
+        scaled = built.scale_model_input(latents, timestep) if hasattr(built, "scale_model_input") else latents
+        latents = built.step(scaled, timestep, latents, return_dict=False)[0].to(torch.bfloat16)
+    assert latents.device.type == "meta"
+
+
+def test_a_device_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="there is"):
+        pick_device("tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match="cuda:0"):
+        pick_device("cuda:9")
 
 
 def test_an_embedding_is_computed_once_and_the_oldest_is_forgotten_first() -> None:
@@ -169,6 +237,7 @@ def test_an_embedding_is_computed_once_and_the_oldest_is_forgotten_first() -> No
 def test_a_prompt_beyond_the_encoders_is_not_cut_silently(engine: Engine, catalog: Catalog) -> None:
     for name, read in (("tiny-sdxl", 75), ("tiny-sd3", 75), ("tiny-sd3-t5", 15)):
         entry = catalog.resolve(name)
+        engine.load(entry)
         (text,) = engine.encode(entry, [settle(Wishes("x" * 100), entry, 0)])
         assert not isinstance(text, Exception)
         assert text.dropped_tokens == text.prompt_tokens - read > 0

@@ -1,7 +1,6 @@
 """A job ends exactly once, whatever happens: failures, hang-ups at every moment, a stop, a crash before."""
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ from storage.files import MediaFiles
 from storage.images import ImageStore
 from storage.jobs import JobStore
 from storage.records import NewJob
-from tests.fake_server import FakeServer, Gate, GatedEngine, calling, eventually, gate_before, serving
+from tests.fake_server import PATIENCE, FakeServer, Gate, GatedEngine, calling, eventually, gate_before, serving
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def failing(error: Exception) -> Any:
 def test_a_hang_up_while_the_device_works_frees_the_rows_at_once(fake: FakeServer, verb: str) -> None:
     fake.engine.gates[verb].close()
     with calling(fake, n=2):
-        assert fake.engine.gates[verb].reached.wait(5)
+        assert fake.engine.gates[verb].reached.wait(PATIENCE)
     eventually(lambda: fake.statuses == ["cancelled"])
     assert fake.queue == 0, "the gate is still closed: nothing had to be waited for"
     fake.engine.open()
@@ -50,7 +49,7 @@ def test_a_hang_up_while_queued_leaves_the_others_alone(fake: FakeServer) -> Non
     fake.engine.gates["encode"].close()
     with ThreadPoolExecutor() as pool:
         first = pool.submit(fake.post)
-        assert fake.engine.gates["encode"].reached.wait(5)
+        assert fake.engine.gates["encode"].reached.wait(PATIENCE)
         with calling(fake, prompt="second"):
             eventually(lambda: fake.queue == 2)
         eventually(lambda: fake.statuses == ["processing", "cancelled"] or fake.statuses == ["pending", "cancelled"])
@@ -71,10 +70,10 @@ def test_a_hang_up_while_something_is_written_cancels_and_leaves_no_file(
         fake.engine.gates["step"].close()
     with calling(fake, n=2):
         if method == "cancel":
-            assert fake.engine.gates["step"].reached.wait(5)
+            assert fake.engine.gates["step"].reached.wait(PATIENCE)
         else:
-            assert gate.reached.wait(5)
-    assert gate.reached.wait(5)
+            assert gate.reached.wait(PATIENCE)
+    assert gate.reached.wait(PATIENCE)
     eventually(lambda: fake.queue == 0)
     gate.open()
     eventually(lambda: fake.statuses == ["cancelled"])
@@ -85,7 +84,7 @@ def test_a_hang_up_while_something_is_written_cancels_and_leaves_no_file(
 def test_a_hang_up_during_the_commit_loses_nothing(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = gate_before(monkeypatch, JobStore, "complete")
     with calling(fake, n=2):
-        assert gate.reached.wait(5)
+        assert gate.reached.wait(PATIENCE)
     gate.open()
     eventually(lambda: fake.statuses == ["completed"])
     assert len(fake.rows("SELECT id FROM images")) == 2
@@ -107,7 +106,7 @@ def test_a_hang_up_removes_the_files_of_siblings_already_written(
     monkeypatch.setattr(server.scheduling.loop.policy, "DECODE_PIXELS", 1)
     fake.engine.gates["finish"].close()
     with calling(fake, n=2):
-        assert fake.engine.gates["finish"].reached.wait(5)
+        assert fake.engine.gates["finish"].reached.wait(PATIENCE)
         fake.engine.open()
         eventually(lambda: len(list((fake.data / "media" / "generated_images").rglob("*.png"))) > 0)
     eventually(lambda: fake.queue == 0)
@@ -265,9 +264,11 @@ def test_a_stop_ends_what_is_under_way(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool, serving(tmp_path) as fake:
         fake.engine.gates["step"].close()
         call = pool.submit(fake.post)
-        assert fake.engine.gates["step"].reached.wait(5)
-        threading.Timer(1.5, fake.engine.open).start()
+        assert fake.engine.gates["step"].reached.wait(PATIENCE)
+        # The device is busy until the caller has heard of the stop: only then may the step come to its end.
+        open_gates = fake.engine.open
         fake.engine.open = lambda: None  # type: ignore[method-assign]
+        call.add_done_callback(lambda _: open_gates())
     heard = call.exception() or call.result()
     assert isinstance(heard, httpx.TransportError) or heard.status_code >= 500  # type: ignore[union-attr]
     with serving(tmp_path) as again:

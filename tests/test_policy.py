@@ -78,6 +78,30 @@ def test_a_full_key_does_not_hold_up_another() -> None:
     assert admitted([Picture(9), Picture(10, LARGE)], [Picture(order) for order in range(4)]) == [10]
 
 
+def test_images_of_many_sizes_are_begun_four_batches_ahead_and_no_further() -> None:
+    sizes = [Picture(order, BatchKey("m", 64, 8 * order)) for order in range(1, 501)]
+    assert admitted(sizes) == list(range(1, 9))
+    assert admitted(sizes[8:], sizes[:7]) == [9]
+    assert admitted(sizes[8:], sizes[:8]) == []
+
+
+def test_one_image_is_always_begun_where_nothing_is() -> None:
+    assert admitted([Picture(0, rows=9), Picture(1)], max_rows=1) == [0]
+
+
+def test_an_urgent_image_is_begun_whatever_lesser_ones_are() -> None:
+    lesser = [Picture(order) for order in range(4)]
+    assert admitted([Picture(8), Picture(9, priority=1)], lesser) == [9]
+    lesser = [Picture(order, BatchKey("m", 64, 8 * order)) for order in range(1, 9)]
+    assert admitted([Picture(9, priority=1)], lesser) == [9]
+
+
+def test_images_as_urgent_or_more_count_among_those_ahead() -> None:
+    urgent = [Picture(order, priority=1 + order % 2) for order in range(4)]
+    assert admitted([Picture(8, priority=1), Picture(9)], urgent) == []
+    assert admitted([Picture(8, priority=2), Picture(9)], urgent) == [8]
+
+
 def test_one_model_is_begun_at_a_time() -> None:
     waiting = [Picture(0), Picture(1, OTHER), Picture(2)]
     assert admitted(waiting, resident=["m", "other"]) == [0, 2]

@@ -1,17 +1,22 @@
 """The scheduler over a fake engine: joining, leaving, cancelling, failing, swapping."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+import server.scheduling.loop
+from pipelines.catalog import ModelEntry
 from pipelines.errors import CheckpointError, ImageFailed
+from pipelines.request import ImageRequest
 from server.gpu import GpuThread
 from server.scheduling.loop import MAX_RETRY_AFTER, Scheduler
-from server.scheduling.queue import Picture, QueueFull, Ticket
-from tests.fakes import FakeEngine, entry, request
+from server.scheduling.queue import Picture, QueueFull, Stage, Ticket
+from tests.fakes import FakeDenoising, FakeEngine, entry, request
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +139,7 @@ async def test_priority_goes_first_and_the_others_resume() -> None:
 
 
 async def test_models_beyond_the_limit_drain_and_swap_and_nobody_starves() -> None:
-    engine = FakeEngine(step_seconds=0.002, limit=1)
+    engine = FakeEngine(step_seconds=0.002, resident_limit=1)
     async with scheduling(engine) as scheduler:
         first = [submit(scheduler, "a", seed=seed) for seed in range(3)]
         await until(lambda: bool(engine.batches))
@@ -142,6 +147,79 @@ async def test_models_beyond_the_limit_drain_and_swap_and_nobody_starves() -> No
         late = [submit(scheduler, "a", seed=seed) for seed in range(3)]
         await asyncio.gather(*(ticket.future for ticket in (*first, other, *late)))
     assert engine.loads == ["a", "b", "a"]
+
+
+class OneThreadEngine(FakeEngine):
+    """Its state may be read on the GPU thread only."""
+
+    def __getattribute__(self, name: str) -> Any:
+        assert name != "resident" or threading.current_thread().name.startswith("gpu"), "read on the event loop"
+        return super().__getattribute__(name)
+
+
+async def test_the_engines_state_is_read_on_the_gpu_thread_only() -> None:
+    async with scheduling(OneThreadEngine(resident_limit=1)) as scheduler:
+        await submit(scheduler, "a").future
+        await submit(scheduler, "b").future
+        assert scheduler.resident == ("b",)
+
+
+async def test_a_model_that_a_failed_load_pushed_out_is_no_longer_resident() -> None:
+    engine = FakeEngine(resident_limit=1, failing={"broken": CheckpointError("no such folder")})
+    async with scheduling(engine) as scheduler:
+        await submit(scheduler, "a").future
+        assert scheduler.resident == ("a",)
+        with pytest.raises(CheckpointError):
+            await submit(scheduler, "broken").future
+        assert scheduler.resident == ()
+
+
+async def test_a_model_is_loaded_ahead_of_its_first_image() -> None:
+    engine = FakeEngine(failing={"broken": CheckpointError("no such folder")})
+    async with scheduling(engine) as scheduler:
+        await scheduler.load(entry("a"))
+        assert scheduler.resident == ("a",)
+        with pytest.raises(CheckpointError):
+            await scheduler.load(entry("broken"))
+        await submit(scheduler, "a").future
+    assert engine.loads == ["a"]
+
+
+async def test_loading_ahead_pushes_no_busy_model_out() -> None:
+    engine = FakeEngine(step_seconds=0.002, resident_limit=1)
+    async with scheduling(engine) as scheduler:
+        busy = submit(scheduler, "a", steps=10_000)
+        await until(lambda: busy.stage is not Stage.WAITING)
+        await scheduler.load(entry("b"))
+        await until(lambda: bool(engine.batches))
+        await scheduler.load(entry("b"))
+    assert engine.loads == ["a"]
+
+
+async def test_a_steps_cost_is_its_own_and_not_that_of_what_it_queued_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine()
+    clock = 0.0
+
+    def slow_encode(entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]:
+        nonlocal clock
+        time.sleep(0.1)  # meanwhile the next step is asked for
+        clock += 100
+        return FakeEngine.encode(engine, entry, requests)
+
+    def step(entry: ModelEntry, batch: Sequence[FakeDenoising]) -> list[Exception | None]:
+        nonlocal clock
+        clock += 1
+        return FakeEngine.step(engine, entry, batch)
+
+    engine.encode, engine.step = slow_encode, step  # type: ignore[method-assign]
+    monkeypatch.setattr(server.scheduling.loop, "monotonic", lambda: clock)
+    seen: list[float] = []
+    async with scheduling(engine) as scheduler:
+        monkeypatch.setattr(scheduler.cost, "observe", lambda key, rows, seconds: seen.append(seconds))
+        submit(scheduler, steps=100_000)
+        await until(lambda: bool(engine.batches))
+        await submit(scheduler, steps=3).future
+    assert set(seen) == {1.0}
 
 
 async def test_the_queue_is_bounded_and_says_when_to_come_back() -> None:
@@ -187,7 +265,7 @@ async def test_stopping_ends_everybody_who_waits() -> None:
 async def test_a_storm_of_random_joins_and_cancels_leaves_nothing_behind() -> None:
     import random
 
-    engine = FakeEngine(limit=1)
+    engine = FakeEngine(resident_limit=1)
     rng = random.Random(4)
     async with scheduling(engine, max_rows=5, queue_limit=10_000) as scheduler:
         waiting: list[Awaitable[Any]] = []

@@ -42,7 +42,6 @@ class SD3(Family):
             raise CheckpointError(f"model {entry.name!r} lacks one of SD3's two CLIP text encoders.")
         self.scheduler_config = dict(pipeline.scheduler.config)
         self.cache: EmbeddingCache[Text, Embedding] = EmbeddingCache()
-        self.place()
 
     @classmethod
     def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "SD3":
@@ -74,9 +73,6 @@ class SD3(Family):
     def begin(self, request: ImageRequest, conditioning: Conditioning) -> Denoising:
         self._check_size(request)
         sampler = self.new_sampler(request)
-        sampler.set_timesteps(request.steps, **self._shift(sampler, request))
-        if hasattr(sampler, "set_begin_index"):
-            sampler.set_begin_index(0)
         noise, generator = self.noise(request, self.transformer.config.in_channels, self.vae_factor)
         return Denoising(request, conditioning, sampler, noise, generator)
 
@@ -104,7 +100,7 @@ class SD3(Family):
         if max(request.width, request.height) > longest:
             raise InvalidRequest("size", f"{self.entry.name!r} makes pictures of at most {longest} pixels a side.")
 
-    def _shift(self, sampler: Any, request: ImageRequest) -> dict[str, float]:
+    def sampler_options(self, sampler: Any, request: ImageRequest) -> dict[str, float]:
         """The resolution-dependent shift mu of section 5.3.2 of the paper, where the checkpoint asks for it."""
         config = self.scheduler_config
         if not config.get("use_dynamic_shifting") or not sampler.config.get("use_dynamic_shifting"):
@@ -129,18 +125,19 @@ class SD3(Family):
         states = torch.cat([pad(states, (0, t5.shape[-1] - states.shape[-1])), t5], dim=-2)
         pooled = torch.cat([pooled for _, pooled in clip], dim=-1)
         counts = self._counts(prompts)
-        return [Embedding(states[i], pooled[i], *counts[i]) for i in range(len(texts))]
+        # Clones, or one prompt that is kept would keep its whole batch.
+        return [Embedding(states[i].clone(), pooled[i].clone(), *counts[i]) for i in range(len(texts))]
 
     def _counts(self, prompts: list[str]) -> list[tuple[int, int]]:
         """Each prompt's tokens and those that no encoder reads; T5, where there is one, reads the most."""
-        if self.text_encoders[2] is None:
+        if self.text_encoders[2] is None or self.entry.max_sequence_length == 0:
             return count_tokens(self.tokenizers[0], prompts, self.tokenizers[0].model_max_length, marks=2)
         return count_tokens(self.tokenizers[2], prompts, self.entry.max_sequence_length, marks=1)
 
     def _t5(self, prompts: list[str]) -> torch.Tensor:
         """T5's states, or the zeros that stand for them in a checkpoint without T5."""
         length = self.entry.max_sequence_length
-        if self.text_encoders[2] is None:
+        if self.text_encoders[2] is None or length == 0:
             shape = (len(prompts), length, self.transformer.config.joint_attention_dim)
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         return t5_states(self.tokenizers[2], self.text_encoders[2], prompts, length, self.device)

@@ -45,7 +45,6 @@ class SDXL(Family):
         self.zeros_for_no_negative = bool(pipeline.config.force_zeros_for_empty_prompt)
         self.scheduler_config = dict(pipeline.scheduler.config)
         self.cache: EmbeddingCache[Text, Embedding] = EmbeddingCache()
-        self.place()
 
     @classmethod
     def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "SDXL":
@@ -79,9 +78,6 @@ class SDXL(Family):
 
     def begin(self, request: ImageRequest, conditioning: Conditioning) -> Denoising:
         sampler = self.new_sampler(request)
-        sampler.set_timesteps(request.steps)
-        if hasattr(sampler, "set_begin_index"):
-            sampler.set_begin_index(0)
         noise, generator = self.noise(request, self.unet.config.in_channels, self.vae_factor)
         size = (request.height, request.width)
         time_ids = torch.tensor([[*size, 0, 0, *size]] * request.rows, dtype=self.dtype, device=self.device)
@@ -127,4 +123,5 @@ class SDXL(Family):
         states = torch.cat([states for states, _ in encoded], dim=-1)
         pooled = encoded[1][1]
         counts = count_tokens(self.tokenizers[0], prompts, self.tokenizers[0].model_max_length, marks=2)
-        return [Embedding(states[i], pooled[i], *counts[i]) for i in range(len(texts))]
+        # Clones, or one prompt that is kept would keep its whole batch.
+        return [Embedding(states[i].clone(), pooled[i].clone(), *counts[i]) for i in range(len(texts))]

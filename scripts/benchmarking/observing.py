@@ -113,7 +113,7 @@ class ObservedEngine(Engine):
         known = entry.name in self.resident
         super().load(entry, busy)
         if not known:
-            self._observer.watch(self._residency.get(entry))
+            self._observer.watch(self.family(entry))
 
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
         with self._observer.span(f"{VERBS}encode"):

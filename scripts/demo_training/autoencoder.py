@@ -7,16 +7,16 @@ from torch import nn
 from .pictures import Bucket, load_data
 from .training import Budget, Environment, Loop, averaged_weights, state_path
 
-CHANNELS = (16, 32, 64, 64)
-LATENT_CHANNELS = 16
+CHANNELS = (16, 32, 64)
+LATENT_CHANNELS = 4
 CROP = 64
 BATCH = 12
-PEAK = 2e-3
+PEAK = 1.5e-3
 NOISE = 0.1
 
 
 def new_autoencoder(channels: tuple[int, ...] = CHANNELS, latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
-    """Eight-fold down-sampling. No attention in the middle: it would tie the model to one size."""
+    """Four-fold down-sampling. No attention in the middle: it would tie the model to one size."""
     levels = len(channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -55,7 +55,7 @@ def random_crops(buckets: list[Bucket], generator: torch.Generator) -> torch.Ten
     return as_images(torch.stack(crops))
 
 
-def reconstruction_loss(model: nn.Module, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def reconstruction_loss(model: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Absolute error of colours and of edges, small latents, and a decoder used to a little noise.
 
     Sampling from the full posterior (variance near one at the start) hardly learns at this size, so the
@@ -65,28 +65,17 @@ def reconstruction_loss(model: nn.Module, images: torch.Tensor, generator: torch
     latents = posterior.mean
     noise = torch.randn(latents.shape, generator=generator).to(latents.device, latents.dtype)
     decoded = model.decode(latents + NOISE * noise).sample
-    error = (decoded - images).abs().mean()
+    error: torch.Tensor = (decoded - images).abs().mean()
     for axis in (2, 3):
-        error = error + 0.5 * (decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean()
-    return error + 1e-3 * latents.square().mean() + 1e-3 * (posterior.logvar + 5).square().mean()
+        error += 0.5 * (decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean()
+    error += 1e-3 * latents.square().mean() + 1e-3 * (posterior.logvar + 5).square().mean()
+    return error
 
 
 def train_autoencoder(environment: Environment, budget: Budget) -> None:
     torch.manual_seed(environment.seed)
-    _train("vae", new_autoencoder(), environment, budget, PEAK)
-
-
-def train_decoder(environment: Environment, budget: Budget) -> None:
-    """Sharpen the decoder alone: the latents that a denoiser was trained on stay what they are."""
-    model = _averaged("vae", environment)
-    model.encoder.requires_grad_(False)
-    _train("decoder", model, environment, budget, PEAK / 2)
-
-
-def _train(name: str, model: AutoencoderKL, environment: Environment, budget: Budget, peak: float) -> None:
-    buckets = load_data(environment.work / "data")
-    model.to(environment.device)
-    loop = Loop(name, environment, budget, nn.ModuleDict({"vae": model}), peak)
+    buckets, model = load_data(environment.work / "data"), new_autoencoder().to(environment.device)
+    loop = Loop("vae", environment, budget, nn.ModuleDict({"vae": model}), PEAK)
 
     def loss_of(step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(environment.seed * 1_000_003 + step)
@@ -97,15 +86,8 @@ def _train(name: str, model: AutoencoderKL, environment: Environment, budget: Bu
     loop.run(loss_of)
 
 
-def _averaged(name: str, environment: Environment) -> AutoencoderKL:
-    model = new_autoencoder()
-    model.encoder.requires_grad_(name == "vae")
-    averaged_weights(state_path(environment.work, name), nn.ModuleDict({"vae": model}))
-    return model.requires_grad_(True)
-
-
 def load_autoencoder(environment: Environment) -> AutoencoderKL:
-    """The trained autoencoder with its averaged weights, frozen; with the sharpened decoder if there is one."""
-    sharpened = state_path(environment.work, "decoder").exists()
-    model = _averaged("decoder" if sharpened else "vae", environment)
+    """The trained autoencoder with its averaged weights, frozen."""
+    model = new_autoencoder()
+    averaged_weights(state_path(environment.work, "vae"), nn.ModuleDict({"vae": model}))
     return model.eval().requires_grad_(False).to(environment.device)

@@ -1,5 +1,6 @@
 """Owns the drawing surface: shapes in design pixels, supersampled three times and reduced at the end."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ class Canvas:
         self._image = Image.new("RGB", (width * SUPERSAMPLING, height * SUPERSAMPLING))
         self._draw = ImageDraw.Draw(self._image)
         # Between the short side and the mean side, so that objects neither shrink nor overflow.
-        side = (min(width, height) + (width * height) ** 0.5) / 2
+        side = (min(width, height) + math.sqrt(width * height)) / 2
         self._scale = side * SUPERSAMPLING / DESIGN_SIZE
         self.width = width * SUPERSAMPLING / self._scale
         self.height = height * SUPERSAMPLING / self._scale

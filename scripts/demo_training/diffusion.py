@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -11,8 +11,8 @@ from transformers import CLIPTokenizer
 
 from .captions import caption
 from .latents import Batch, LatentBatches, load_statistics
-from .models import new_sd3, new_sdxl, sdxl_scheduler
-from .tokens import encode, new_tokenizer
+from .models import FLOW_SHIFT, new_sd3, new_sdxl, sdxl_scheduler
+from .tokens import encode, new_tokenizer, without_padding
 from .training import Budget, Environment, Loop
 
 BATCH = 32
@@ -20,7 +20,14 @@ PEAK = 1e-3
 # How often a picture is shown without its caption, and how often then as the empty prompt, not as zeros.
 DROPPED = 0.12
 DROPPED_AS_EMPTY = 1 / 3
+# The share of the training that sees small pictures only.
+SMALL_UNTIL = 0.40
+# Captions have some 20 tokens; 77 are what pipelines pass. Most batches go without most of the padding, which
+# is a third of the work; some have it all, and at last every batch has.
+PADDED_SHARE = 0.25
+PADDED_FROM = 0.85
 MIN_SNR_GAMMA = 5.0
+MOST_EMPHASIS = 50.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,11 @@ def hidden_and_pooled(modules: nn.ModuleDict, tokens: torch.Tensor) -> tuple[tor
 
 
 def sdxl_loss(modules: nn.ModuleDict, step: Step) -> torch.Tensor:
-    """Squared error of the predicted noise, weighted by min-SNR (arXiv 2303.09556)."""
+    """Squared error of the predicted noise, weighted by min-SNR (arXiv 2303.09556).
+
+    A small picture of broad gradients shows its colours through nearly pure noise, where an error of the
+    noise counts for little: without more weight there, the first noise decides the time of day.
+    """
     latents, count = step.latents, len(step.latents)
     alphas = sdxl_scheduler().alphas_cumprod.to(latents.device)
     times = torch.randint(0, len(alphas), (count,), generator=step.generator).to(latents.device)
@@ -73,13 +84,15 @@ def sdxl_loss(modules: nn.ModuleDict, step: Step) -> torch.Tensor:
     ).sample
     snr = alphas[times] / (1 - alphas[times])
     error = (predicted.float() - step.noise).square().mean((1, 2, 3))
-    return (error * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()
+    weights = snr.clamp(max=MIN_SNR_GAMMA) / snr * (1 + 1 / snr).clamp(max=MOST_EMPHASIS)
+    return torch.mean(error * weights)
 
 
 def sd3_loss(modules: nn.ModuleDict, step: Step) -> torch.Tensor:
-    """Squared error of the predicted velocity at logit-normal times (arXiv 2403.03206)."""
+    """Squared error of the predicted velocity at shifted logit-normal times (arXiv 2403.03206)."""
     latents, count = step.latents, len(step.latents)
-    sigmas = torch.randn(count, generator=step.generator).sigmoid().to(latents.device)
+    uniform = torch.randn(count, generator=step.generator).sigmoid().to(latents.device)
+    sigmas = FLOW_SHIFT * uniform / (1 + (FLOW_SHIFT - 1) * uniform)
     sigma = sigmas.view(-1, 1, 1, 1)
     noisy = (1 - sigma) * latents + sigma * step.noise
     hidden, pooled = hidden_and_pooled(modules, step.tokens)
@@ -117,9 +130,10 @@ def train_denoiser(family: Family, environment: Environment, budget: Budget) -> 
 
     def loss_of(step: int) -> torch.Tensor:
         rng = random.Random(f"{family.name} {environment.seed} {step}")
-        batch = batches.draw(rng)
+        batch = batches.draw(rng, small=loop.progress < SMALL_UNTIL)
         latents = (batch.latents - shift) / statistics.deviation
-        prepared = _prepare(family, environment, tokenizer, batch, latents, rng)
+        padded = loop.progress > PADDED_FROM or rng.random() < PADDED_SHARE
+        prepared = _prepare(family, environment, tokenizer, replace(batch, latents=latents), rng, padded=padded)
         with environment.autocast(), environment.attention():
             return family.loss(modules, prepared)
 
@@ -131,16 +145,17 @@ def _prepare(
     environment: Environment,
     tokenizer: CLIPTokenizer,
     batch: Batch,
-    latents: torch.Tensor,
     rng: random.Random,
+    *,
+    padded: bool,
 ) -> Step:
     generator = torch.Generator().manual_seed(rng.getrandbits(48))
     texts, zeroed = _texts(batch, rng, zeros_too=family.zeros_too)
-    device = environment.device
+    device, tokens = environment.device, encode(tokenizer, texts)
     return Step(
-        latents.to(device),
-        torch.randn(latents.shape, generator=generator).to(device),
-        encode(tokenizer, texts).to(device),
+        batch.latents.to(device),
+        torch.randn(batch.latents.shape, generator=generator).to(device),
+        (tokens if padded else without_padding(tokens, tokenizer)).to(device),
         batch.size,
         torch.tensor(zeroed, device=device),
         generator,

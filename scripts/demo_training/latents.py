@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from .autoencoder import as_images
-from .pictures import BUCKETS, load_data
+from .pictures import BUCKETS, NATIVE, SMALL, Size, load_data, size_name
 from .scenes import Combination
 from .training import Environment
 
@@ -18,29 +18,23 @@ ENCODE_BATCH = 50
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """What brings latents to zero mean and unit deviation; computed over the cached latents."""
+    """What brings latents to zero mean and unit deviation; measured over the cached latents."""
 
     mean: float
     deviation: float
 
 
 @dataclass(frozen=True)
-class LatentBucket:
-    """Latents (count, channels, height / 8, width / 8) of pictures of one size, in half precision."""
-
-    size: tuple[int, int]
-    share: float
-    combinations: list[Combination]
-    latents: torch.Tensor
-
-
-@dataclass(frozen=True)
 class Batch:
-    """Raw latents of one size and what they show."""
+    """Raw latents (batch, channels, height / 4, width / 4) of pictures of one size, and what they show."""
 
-    size: tuple[int, int]
+    size: Size
     combinations: list[Combination]
     latents: torch.Tensor
+
+
+def latents_path(folder: Path) -> Path:
+    return folder / "latents.safetensors"
 
 
 @torch.inference_mode()
@@ -50,40 +44,37 @@ def cache_latents(environment: Environment, autoencoder: AutoencoderKL) -> None:
     if path.exists():
         return
     encoded: dict[str, torch.Tensor] = {}
-    for bucket in load_data(environment.work / "data"):
+    for bucket in load_data(environment.work / "data", [SMALL, *BUCKETS]):
         parts = []
         for start in range(0, len(bucket.pictures), ENCODE_BATCH):
             pictures = torch.from_numpy(bucket.pictures[start : start + ENCODE_BATCH].copy())
             with environment.autocast():
                 posterior = autoencoder.encode(as_images(pictures.to(environment.device))).latent_dist
             parts.append(posterior.mean.to("cpu", torch.float16))
-        encoded[f"{bucket.size[0]}x{bucket.size[1]}"] = torch.cat(parts).contiguous()
-        print(f"latents: {len(bucket.pictures)} of {bucket.size[0]}x{bucket.size[1]}", flush=True)
-    save_file(encoded, path)
-
-
-def latents_path(folder: Path) -> Path:
-    return folder / "latents.safetensors"
+        encoded[size_name(bucket.size)] = torch.cat(parts).contiguous()
+        print(f"latents: {len(bucket.pictures)} of {size_name(bucket.size)}", flush=True)
+    partial = path.with_suffix(".partial")
+    save_file(encoded, partial)
+    partial.rename(path)
 
 
 def load_statistics(folder: Path) -> LatentStatistics:
     """Measured over the latents of the native size."""
-    native = load_file(latents_path(folder))["{}x{}".format(*BUCKETS[0])].float()
+    native = load_file(latents_path(folder))[size_name(NATIVE)].float()
     return LatentStatistics(float(native.mean()), float(native.std()))
 
 
 class LatentBatches:
-    """Draws batches of one size each; sizes come as often as their share says."""
+    """Draws batches of one size each: small pictures, or full sizes as often as their share says."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
-        encoded = load_file(latents_path(folder))
-        self._buckets = [
-            LatentBucket(bucket.size, share, bucket.combinations, encoded[f"{bucket.size[0]}x{bucket.size[1]}"])
-            for bucket, (_, _, share) in zip(load_data(folder / "data"), BUCKETS, strict=True)
-        ]
+        self._latents = load_file(latents_path(folder))
+        buckets = load_data(folder / "data", [SMALL, *BUCKETS])
+        self._combinations = {bucket.size: bucket.combinations for bucket in buckets}
         self._batch_size = batch_size
 
-    def draw(self, rng: random.Random) -> Batch:
-        bucket = rng.choices(self._buckets, [bucket.share for bucket in self._buckets])[0]
-        rows = [rng.randrange(len(bucket.combinations)) for _ in range(self._batch_size)]
-        return Batch(bucket.size, [bucket.combinations[row] for row in rows], bucket.latents[rows].float())
+    def draw(self, rng: random.Random, *, small: bool) -> Batch:
+        size = SMALL if small else rng.choices(list(BUCKETS), list(BUCKETS.values()))[0]
+        combinations = self._combinations[size]
+        rows = [rng.randrange(len(combinations)) for _ in range(self._batch_size)]
+        return Batch(size, [combinations[row] for row in rows], self._latents[size_name(size)][rows].float())

@@ -1,7 +1,5 @@
 """Owns the tokenizer: CLIP's byte-pair encoding with merges that keep each word of the captions whole."""
 
-from pathlib import Path
-
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
@@ -49,5 +47,7 @@ def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     return numbers
 
 
-def save_tokenizer(folder: Path) -> None:
-    new_tokenizer().save_pretrained(folder)
+def without_padding(numbers: torch.Tensor, tokenizer: CLIPTokenizer) -> torch.Tensor:
+    """The same captions, cut where the longest ends, up to a multiple of eight so that few lengths occur."""
+    longest = int((numbers != tokenizer.eos_token_id).sum(dim=1).max()) + 1
+    return numbers[:, : min(-(-longest // 8) * 8, LENGTH)]

@@ -77,11 +77,15 @@ class Loop:
         if self._path.exists():
             self._load()
 
-    def run(self, loss_of: Callable[[int], torch.Tensor], at_save: Callable[[], None] | None = None) -> None:
+    @property
+    def progress(self) -> float:
+        return self.budget.progress(self.step, self.seconds)
+
+    def run(self, loss_of: Callable[[int], torch.Tensor]) -> None:
         """Train; `loss_of` gives the loss of a step. Afterwards the modules hold the averaged weights."""
         saved = reported = began = time.monotonic()
         before, losses = self.seconds, list[float]()
-        while (progress := self.budget.progress(self.step, self.seconds)) < 1:
+        while (progress := self.progress) < 1:
             losses.append(self._advance(loss_of, progress))
             now = time.monotonic()
             self.seconds = before + now - began
@@ -92,8 +96,6 @@ class Loop:
             if now - saved > SAVE_EVERY_SECONDS:
                 self.save()
                 saved = now
-                if at_save:
-                    at_save()
         self.save()
         self.use_average()
 
@@ -102,7 +104,7 @@ class Loop:
             group["lr"] = learning_rate(self.peak, progress, self.step)
         loss = loss_of(self.step)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.step += 1
@@ -113,7 +115,7 @@ class Loop:
         return float(loss.detach())
 
     def _report(self, losses: list[float]) -> None:
-        progress = self.budget.progress(self.step, self.seconds)
+        progress = self.progress
         left = self.seconds * (1 - progress) / max(progress, 1e-6) / 60
         loss = sum(losses) / max(len(losses), 1)
         print(

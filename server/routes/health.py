@@ -25,7 +25,7 @@ class Health(Controller):
         body = {
             "status": "unready" if missing else "ready",
             "missing": missing,
-            "models": services.scheduler.engine.resident,
+            "models": services.scheduler.resident,
             "broken_models": sorted(services.jobs.broken),
             "queue": services.scheduler.depth,
         }

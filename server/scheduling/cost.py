@@ -24,7 +24,7 @@ class Remaining(Protocol):
 
 
 class CostModel:
-    """Seconds of a forward pass by batch key and rows."""
+    """Seconds that one row adds to a forward pass: one rate per batch key, whatever the number of rows beside it."""
 
     def __init__(self) -> None:
         self._per_row: dict[BatchKey, float] = {}

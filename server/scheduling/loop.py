@@ -4,16 +4,19 @@
 
 Each worker does one turn at a time and awaits it; the GPU thread takes their calls in the order asked. So a new
 image's encoding runs between two steps, and so does a decode, while the step loop never waits for either's result.
+The engine's state is read on the GPU thread alone: each visit there reports what is loaded after it.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from math import ceil
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.catalog import ModelEntry
 from pipelines.errors import PipelineError
@@ -31,11 +34,15 @@ MAX_RETRY_AFTER = 120
 
 
 class EngineVerbs(Protocol):
-    """What the scheduler asks of an engine; a list holds a failure in the failed one's place."""
+    """What the scheduler asks of an engine; a list holds a failure in the failed one's place.
+
+    All of it is the GPU thread's, but for `resident_limit`, which never changes.
+    """
 
     @property
-    def resident(self) -> list[str]: ...
-    def has_room(self, busy: set[str]) -> bool: ...
+    def resident(self) -> Collection[str]: ...
+    @property
+    def resident_limit(self) -> int: ...
     def load(self, entry: ModelEntry, busy: set[str]) -> None: ...
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]: ...
     def begin(self, entry: ModelEntry, requests: Sequence[ImageRequest], encoded: Sequence[Any]) -> list[Any]: ...
@@ -43,12 +50,30 @@ class EngineVerbs(Protocol):
     def finish(self, entry: ModelEntry, batch: Sequence[Any]) -> list[Any]: ...
 
 
+@dataclass(frozen=True)
+class Visit(Generic[T]):
+    """What a visit to the GPU thread came to, which models were loaded after it, and the seconds of its work alone."""
+
+    outcome: T | Exception
+    resident: tuple[str, ...]
+    seconds: float
+
+    @property
+    def result(self) -> T:
+        """What the work returned; what it raised is raised here."""
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
 class Scheduler:
     """Owns every decision about which image computes when. Call it from the event loop only."""
 
     def __init__(self, engine: EngineVerbs, gpu: GpuThread, *, max_rows: int, queue_limit: int) -> None:
-        self.engine = engine
         self.cost = CostModel()
+        self.resident: tuple[str, ...] = ()
+        """The names of the models loaded when the GPU thread last reported."""
+        self._engine = engine
         self._gpu = gpu
         self._max_rows = max_rows
         self._queue_limit = queue_limit
@@ -93,6 +118,16 @@ class Scheduler:
         self._wake[Stage.WAITING].set()
         return ticket
 
+    async def load(self, entry: ModelEntry) -> None:
+        """Load a model before anybody asks for it; where the busy ones leave no room, nothing is done before then.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        busy = self._busy()
+        if self._room_beside(busy):
+            await self._visit(partial(self._engine.load, entry, busy))
+
     async def run(self) -> None:
         """Work until cancelled; then whoever still waits is told so."""
         try:
@@ -114,14 +149,14 @@ class Scheduler:
 
     async def _begin_some(self) -> bool:
         """Load the model, encode prompts and draw the noise of the images next in line."""
-        busy = {ticket.key.model for ticket in self._live() if ticket.stage is not Stage.WAITING}
+        busy = self._busy()
         batch = policy.admit(
             self._at(Stage.WAITING),
             self._at(Stage.ENCODING, Stage.DENOISING),
             max_rows=self._max_rows,
-            resident=self.engine.resident,
+            resident=self.resident,
             busy=busy,
-            room_for_model=self.engine.has_room(busy),
+            room_for_model=self._room_beside(busy),
         )
         if not batch:
             return False
@@ -130,10 +165,10 @@ class Scheduler:
             ticket.stage = Stage.ENCODING
             ticket.started = monotonic()
         with _failing(batch):
-            if entry.name not in self.engine.resident:
+            if entry.name not in self.resident:
                 log.info("loading model %s", entry.name)
             requests = [ticket.request for ticket in batch]
-            begun = await self._gpu(_prepare, self.engine, entry, requests, busy)
+            begun, _ = await self._visit(partial(_prepare, self._engine, entry, requests, busy))
             for ticket, outcome in zip(batch, begun, strict=True):
                 self._begun(ticket, outcome)
         return True
@@ -157,10 +192,10 @@ class Scheduler:
             return False
         key = batch[0].key
         self._served[key] = next(self._turns)
-        began = monotonic()
+        images, rows = [ticket.denoising for ticket in batch], sum(ticket.rows for ticket in batch)
         with _failing(batch):
-            outcomes = await self._gpu(self.engine.step, batch[0].entry, [ticket.denoising for ticket in batch])
-            self.cost.observe(key, sum(ticket.rows for ticket in batch), monotonic() - began)
+            outcomes, seconds = await self._visit(partial(self._engine.step, batch[0].entry, images))
+            self.cost.observe(key, rows, seconds)
             for ticket, failure in zip(batch, outcomes, strict=True):
                 self._stepped(ticket, failure)
         return True
@@ -181,7 +216,8 @@ class Scheduler:
         if not batch:
             return False
         with _failing(batch):
-            decoded = await self._gpu(self.engine.finish, batch[0].entry, [ticket.denoising for ticket in batch])
+            images = [ticket.denoising for ticket in batch]
+            decoded, _ = await self._visit(partial(self._engine.finish, batch[0].entry, images))
             for ticket, result in zip(batch, decoded, strict=True):
                 if isinstance(result, Exception):
                     ticket.fail(result)
@@ -197,11 +233,36 @@ class Scheduler:
         self._wake[Stage.WAITING].set()
         ticket.watch(ticket)
 
+    async def _visit(self, work: Callable[[], T]) -> tuple[T, float]:
+        """Have the GPU thread do some work and note which models are loaded after it; its result and its seconds."""
+        visit = await self._gpu(_visited, self._engine, work)
+        self.resident = visit.resident
+        return visit.result, visit.seconds
+
+    def _busy(self) -> set[str]:
+        """The models with images in flight: loaded, or about to be."""
+        return {ticket.key.model for ticket in self._live() if ticket.stage is not Stage.WAITING}
+
+    def _room_beside(self, busy: Collection[str]) -> bool:
+        """Whether another model can be loaded while the busy ones stay."""
+        return len(busy) < self._engine.resident_limit
+
     def _live(self) -> list[Ticket]:
         return [ticket for ticket in self._tickets if ticket.live]
 
     def _at(self, *stages: Stage) -> list[Ticket]:
         return [ticket for ticket in self._live() if ticket.stage in stages]
+
+
+def _visited(engine: EngineVerbs, work: Callable[[], T]) -> Visit[T]:
+    """On the GPU thread: work that failed may have evicted a model, so it reports as any other does."""
+    outcome: T | Exception
+    began = monotonic()
+    try:
+        outcome = work()
+    except Exception as error:
+        outcome = error
+    return Visit(outcome, tuple(engine.resident), monotonic() - began)
 
 
 def _prepare(engine: EngineVerbs, entry: ModelEntry, requests: Sequence[ImageRequest], busy: set[str]) -> list[Any]:

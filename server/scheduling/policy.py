@@ -1,5 +1,6 @@
 """Which images are begun, which ride the next step, which are decoded together. Pure functions of what there is."""
 
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -7,6 +8,12 @@ from pipelines.request import BatchKey
 
 DECODE_PIXELS = 4 * 1024 * 1024
 """Pixels decoded together: the VAE's memory grows with them, and past this its speed does not."""
+
+BATCHES_PER_KEY = 2
+"""How far ahead of the device one key is begun, so that an image is ready whenever rows fall free."""
+
+BATCHES_IN_ALL = 4
+"""The same over all keys: each begun image keeps its conditioning and latents on the device."""
 
 
 class Candidate(Protocol):
@@ -52,28 +59,34 @@ def admit(
 ) -> list[C]:
     """The waiting images to encode and begin now: of one model, those that could ride soon.
 
-    A key's images are begun up to two batches ahead of the device, so that one is ready whenever rows fall free
-    and the rest keep no memory. Once the next in line needs a model for which there is no room, nobody behind it
-    is begun: the busy models drain and the swap comes.
+    Images are begun `BATCHES_PER_KEY` and `BATCHES_IN_ALL` ahead of the device; the rest keep no memory there. Only
+    the rows that would ride no later count, those of the image's own priority or a higher one, so nobody urgent
+    waits for what it will overtake. Once the next in line needs a model for which there is no room, nobody behind
+    it is begun: the busy models drain and the swap comes.
 
     Args:
+        running: the images begun and not yet finished.
         resident: the models loaded now.
         busy: the models with images in flight.
         room_for_model: whether a model could be loaded while the busy ones stay.
     """
-    begun: dict[BatchKey, int] = {}
-    for image in running:
-        begun[image.key] = begun.get(image.key, 0) + image.rows
+    ahead: Counter[BatchKey] = Counter()
+    lesser = deque(_in_order(running))
     chosen: list[C] = []
     for image in _in_order(waiting):
-        if begun.get(image.key, 0) >= 2 * max_rows:
+        while lesser and lesser[0].priority >= image.priority:
+            begun = lesser.popleft()
+            ahead[begun.key] += begun.rows
+        if ahead.total() >= BATCHES_IN_ALL * max_rows:
+            break
+        if ahead[image.key] >= BATCHES_PER_KEY * max_rows:
             continue
         if image.key.model not in resident and image.key.model not in busy and not room_for_model:
             break
         if chosen and image.key.model != chosen[0].key.model:
             continue
         chosen.append(image)
-        begun[image.key] = begun.get(image.key, 0) + image.rows
+        ahead[image.key] += image.rows
     return chosen
 
 
