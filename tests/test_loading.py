@@ -87,6 +87,7 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
 
 def picture(engine: Engine, entry: ModelEntry) -> Image:
     request = settle(Wishes("a red hat"), entry, seed=5)
+    engine.load(entry)
     (image,) = engine.begin(entry, [request], engine.encode(entry, [request]))
     assert isinstance(image, Denoising), image
     while not image.finished:
@@ -239,7 +240,7 @@ def test_a_hub_id_that_cannot_be_had_is_a_checkpoint_error(models: Catalog) -> N
 
 
 def test_a_broken_checkpoint_leaves_the_models_before_it_working(models: Catalog, tmp_path: Path, files: Path) -> None:
-    engine = Engine(pick_device("cpu"), resident_models=2)
+    engine = Engine(pick_device("cpu"), resident_models=1)
     good = models.resolve("sdxl-folder")
     before = picture(engine, good)
     shutil.copytree(files / "sdxl", tmp_path / "bad")
@@ -248,7 +249,7 @@ def test_a_broken_checkpoint_leaves_the_models_before_it_working(models: Catalog
     with pytest.raises(CheckpointError, match="truncated"):
         engine.load(replace(good, name="bad", source=str(tmp_path / "bad")))
     assert picture(engine, good).tobytes() == before.tobytes()
-    assert engine.resident == ["sdxl-folder"]
+    assert engine.resident == ("sdxl-folder",)
 
 
 def test_a_configuration_that_is_not_the_networks_is_refused(models: Catalog, files: Path, tmp_path: Path) -> None:
