@@ -35,6 +35,24 @@ def test_the_same_scene_draws_the_same_pixels() -> None:
     assert (first != other).any()
 
 
+def test_another_process_draws_the_same_pixels() -> None:
+    program = (
+        "from demo_training.pictures import render_all, sample_scenes; import hashlib; "
+        "print(hashlib.sha256(render_all(sample_scenes(20, 0, (64, 64))).tobytes()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            capture_output=True,
+            cwd=SCRIPTS,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
 def test_every_extra_changes_the_picture() -> None:
     from demo_training.landscapes import render
     from demo_training.scenes import Combination, Scene, all_combinations, allowed_extras

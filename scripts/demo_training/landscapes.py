@@ -46,7 +46,7 @@ class Stage:
 
 def render(scene: Scene) -> Image.Image:
     """Draw a scene. The result depends on nothing but the scene."""
-    rng = random.Random(f"{scene.combination}|{scene.seed}")
+    rng = random.Random(f"{scene.combination.name}|{scene.seed}")
     canvas = Canvas(scene.width, scene.height)
     time, extras = scene.combination.time, scene.combination.extras
     palette = palette_of(time, rng)

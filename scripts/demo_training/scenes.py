@@ -61,10 +61,14 @@ class Combination:
     extras: frozenset[Extra]
 
     @property
+    def name(self) -> str:
+        """The same text in every process; that of a set changes with Python's hash seed."""
+        return "|".join([self.time, self.land, *sorted(self.extras)])
+
+    @property
     def held_out(self) -> bool:
         """Whether training never sees this combination: a fixed hash, so no list has to be kept."""
-        name = "|".join([self.time, self.land, *sorted(self.extras)])
-        digest = hashlib.sha256(f"darkroom demo 1|{name}".encode()).digest()
+        digest = hashlib.sha256(f"darkroom demo 1|{self.name}".encode()).digest()
         return bool(self.extras) and int.from_bytes(digest[:4]) % HELD_OUT_ONE_IN == 0
 
 
