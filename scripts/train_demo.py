@@ -8,6 +8,7 @@ from pathlib import Path
 STAGES = ("data", "vae", "sdxl", "sd3", "export")
 MINUTES = {"vae": 35.0, "sdxl": 100.0, "sd3": 100.0}
 SMOKE_STEPS = 2
+SMOKE_BATCH = 2
 # glibc returns large blocks to the kernel after every layer, and the page faults then cost more than the
 # arithmetic: keeping them made training on two cores about twice as fast. Read once, at process start.
 ALLOCATOR = {
@@ -37,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     import torch
     from demo_training.autoencoder import load_autoencoder, train_autoencoder
-    from demo_training.diffusion import SD3, SDXL, train_denoiser
+    from demo_training.diffusion import BATCH, SD3, SDXL, train_denoiser
     from demo_training.export import export_checkpoints
     from demo_training.latents import cache_latents
     from demo_training.pictures import make_data
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         cache_latents(environment, load_autoencoder(environment))
     for family in (SDXL, SD3):
         if family.name in stages:
-            train_denoiser(family, environment, budget(family.name))
+            train_denoiser(family, environment, budget(family.name), SMOKE_BATCH if arguments.smoke else BATCH)
     if "export" in stages:
         export_checkpoints(environment, arguments.out)
 

@@ -121,7 +121,16 @@ def test_known_words_are_one_token_and_others_fall_back_to_bytes(tmp_path: Path)
 
 def test_the_whole_training_path_gives_checkpoints_in_diffusers_layout(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, str(SCRIPTS / "train_demo.py"), "all", "--smoke", "--work", str(tmp_path / "work")]
+    command = [
+        sys.executable,
+        str(SCRIPTS / "train_demo.py"),
+        "all",
+        "--smoke",
+        "--threads",
+        "1",
+        "--work",
+        str(tmp_path / "work"),
+    ]
     subprocess.run([*command, "--out", str(out)], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     for name in ("demo-sdxl", "demo-sd3"):
         assert json.loads((out / name / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]

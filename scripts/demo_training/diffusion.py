@@ -120,10 +120,10 @@ SDXL = Family("sdxl", new_sdxl, sdxl_loss, zeros_too=True, shifted=False)
 SD3 = Family("sd3", new_sd3, sd3_loss, zeros_too=False, shifted=True)
 
 
-def train_denoiser(family: Family, environment: Environment, budget: Budget) -> None:
+def train_denoiser(family: Family, environment: Environment, budget: Budget, batch_size: int = BATCH) -> None:
     torch.manual_seed(environment.seed)
     modules = family.new().to(environment.device)
-    batches, tokenizer = LatentBatches(environment.work, BATCH), new_tokenizer()
+    batches, tokenizer = LatentBatches(environment.work, batch_size), new_tokenizer()
     statistics = load_statistics(environment.work)
     shift = statistics.mean if family.shifted else 0.0
     loop = Loop(family.name, environment, budget, modules, PEAK)
