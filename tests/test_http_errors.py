@@ -1,8 +1,10 @@
 """What is refused, how it is said in each dialect, and that nothing of the machine is told."""
 
 import asyncio
+import json
 import logging
 import socket
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +119,10 @@ def test_a_body_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.
         )
         connection.sendall(head.encode())
         connection.settimeout(10)
-        answer = connection.recv(65536)
-    assert b" 408 " in answer.splitlines()[0]
-    assert b"request_timeout" in answer
+        answer = HTTPResponse(connection)
+        answer.begin()
+        error = json.loads(answer.read())["error"]
+    assert (answer.status, error["code"]) == (408, "request_timeout")
 
 
 def test_a_client_that_leaves_within_its_body_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
