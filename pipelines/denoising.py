@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from pipelines.catalog import FamilyFacts, ModelEntry
 from pipelines.guidance import guide
-from pipelines.prompts import Embedding, EmbeddingCache, Text
+from pipelines.prompts import Embedding, EmbeddingCache, Text, TokenCount
 from pipelines.request import ImageRequest
 from pipelines.samplers import SamplerChoice, build, set_timesteps
 
@@ -24,14 +24,14 @@ class Conditioning:
     Attributes:
         text: (rows, tokens, dim) hidden states of the text encoders.
         pooled: (rows, dim) their pooled output.
-        prompt_tokens: how many tokens the prompt has.
-        dropped_tokens: how many of them the text encoders could not read.
+        prompt: the count of the prompt's tokens.
+        negative_prompt: of the negative prompt's, where the network is told one.
     """
 
     text: torch.Tensor
     pooled: torch.Tensor
-    prompt_tokens: int
-    dropped_tokens: int
+    prompt: TokenCount
+    negative_prompt: TokenCount
 
     @classmethod
     def of(cls, positive: Embedding, negative: Embedding | None) -> "Conditioning":
@@ -40,8 +40,8 @@ class Conditioning:
         return cls(
             torch.stack([row.states for row in rows]),
             torch.stack([row.pooled for row in rows]),
-            positive.tokens,
-            positive.dropped,
+            positive.count,
+            TokenCount() if negative is None else negative.count,
         )
 
 
@@ -131,6 +131,11 @@ class Family(ABC):
     vae: Any
     scheduler_config: Mapping[str, Any]
     cache: EmbeddingCache[Text, Embedding]
+
+    @classmethod
+    def missing(cls, entry: ModelEntry) -> dict[str, None]:
+        """The parts that diffusers must be told an entry's pipeline does without."""
+        return {}
 
     @classmethod
     @abstractmethod

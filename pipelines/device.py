@@ -26,6 +26,14 @@ class Device:
         return f"{self.name} ({self.torch_device.type}{memory}, {str(self.dtype).removeprefix('torch.')})"
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def pick_device(wanted: str = "auto") -> Device:
     """The best device there is, or the one asked for.
 

@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
-from pipelines.device import Device
+from pipelines.device import Device, synchronize
 from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
 from pipelines.loading import quiet_libraries
 from pipelines.request import ImageRequest
@@ -102,7 +102,8 @@ class Engine:
             prediction if isinstance(prediction, Exception) else _attempt(image.advance, prediction)
             for image, prediction in zip(batch, predictions, strict=True)
         ]
-        self._synchronize()
+        # The one wait of a step: without it progress runs ahead of the GPU.
+        synchronize(self.device.torch_device)
         return outcomes
 
     @_inference
@@ -110,13 +111,6 @@ class Engine:
         """Decode finished images of one size together; in each place the RGB picture, or why there is none."""
         family = self._residency.get(entry)
         return _isolated(batch, lambda images: _decode(family, images), self.device.torch_device)
-
-    def _synchronize(self) -> None:
-        """The one wait of a step: without it progress runs ahead of the GPU."""
-        if self.device.torch_device.type == "cuda":
-            torch.cuda.synchronize(self.device.torch_device)
-        elif self.device.torch_device.type == "mps":
-            torch.mps.synchronize()
 
 
 def _decode(family: Family, images: Sequence[Denoising]) -> list[Image | Exception]:

@@ -15,30 +15,36 @@ Text: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True)
+class TokenCount:
+    """How many tokens a text has, the marks at its ends not counted, and how many of them no encoder could read."""
+
+    tokens: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
 class Embedding:
     """One encoded prompt.
 
     Attributes:
         states: (tokens, dim) hidden states.
         pooled: (dim) pooled output.
-        tokens: how many tokens the prompt has, the marks at its ends not counted.
-        dropped: how many of them the encoders could not read.
+        count: of the prompt's tokens.
     """
 
     states: torch.Tensor
     pooled: torch.Tensor
-    tokens: int
-    dropped: int
+    count: TokenCount
 
     @classmethod
     def zeros_like(cls, other: "Embedding") -> "Embedding":
-        return cls(torch.zeros_like(other.states), torch.zeros_like(other.pooled), 0, 0)
+        return cls(torch.zeros_like(other.states), torch.zeros_like(other.pooled), TokenCount())
 
 
-def count_tokens(tokenizer: Any, texts: Sequence[str], max_length: int, marks: int) -> list[tuple[int, int]]:
-    """For each text how many tokens it has, and how many of them are beyond `max_length` with its `marks`."""
+def count_tokens(tokenizer: Any, texts: Sequence[str], max_length: int, marks: int) -> list[TokenCount]:
+    """Count each text's tokens; those beyond `max_length`, with the text's `marks`, are dropped."""
     lengths = [len(tokens) - marks for tokens in tokenizer(list(texts), verbose=False).input_ids]
-    return [(length, max(0, length - (max_length - marks))) for length in lengths]
+    return [TokenCount(length, max(0, length - (max_length - marks))) for length in lengths]
 
 
 class EmbeddingCache(Generic[Key, Value]):

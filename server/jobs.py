@@ -13,6 +13,7 @@ from uuid import uuid4
 from pipelines.catalog import ModelEntry
 from pipelines.errors import CheckpointError
 from pipelines.infotext import metadata
+from pipelines.prompts import TokenCount
 from pipelines.request import ImageRequest
 from server.disconnect import ClientGone
 from server.errors import Interrupted, explain, public
@@ -55,8 +56,8 @@ class Result:
     images: Sequence[ImageRecord]
     failures: dict[int, str]
     seconds: float
-    prompt_tokens: int
-    dropped_tokens: int
+    prompt: TokenCount
+    negative_prompt: TokenCount
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class Jobs:
         images = await self.images.of_job(order.owner_id, job.id)
         first = kept[0].picture
         seconds = max(one.picture.seconds for one in kept)
-        return Result(ended, images, reasons, seconds, first.prompt_tokens, first.dropped_tokens)
+        return Result(ended, images, reasons, seconds, first.prompt, first.negative_prompt)
 
     async def _end(self, job: JobRecord, error: Exception, images: Sequence[NewImage]) -> None:
         """End a job without pictures. Its row first: files may go once it is sure that no row names them."""

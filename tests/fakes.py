@@ -8,14 +8,15 @@ from typing import Any
 from PIL import Image
 
 from pipelines.catalog import ModelEntry
+from pipelines.prompts import TokenCount
 from pipelines.request import ImageRequest
 from pipelines.samplers import Prediction
 
 
 @dataclass(frozen=True)
 class FakeConditioning:
-    prompt_tokens: int = 1
-    dropped_tokens: int = 0
+    prompt: TokenCount = TokenCount(1)
+    negative_prompt: TokenCount = TokenCount()
 
 
 @dataclass

@@ -19,7 +19,7 @@ from scripts.benchmarking import full_size
 from scripts.benchmarking.baselines import Window
 from scripts.benchmarking.client import play
 from scripts.benchmarking.forward import count_flops
-from scripts.benchmarking.models import Model, StockPipeline
+from scripts.benchmarking.models import Model
 from scripts.benchmarking.observing import Observer
 from scripts.benchmarking.overhead import split
 from scripts.benchmarking.parity import psnr
@@ -167,7 +167,8 @@ def test_the_window_joins_what_is_alike_and_nothing_else(checkpoints: Path) -> N
     requests = [settle(wish, model.entry, seed) for seed, wish in enumerate([*wishes, Wishes("other", steps=3)])]
 
     async def everyone() -> list[Any]:
-        window = Window(StockPipeline(model), observer)
+        window = Window(model, observer)
+        await window.load()
         worker = asyncio.create_task(window.run())
         try:
             return await asyncio.gather(*(window.picture(request) for request in requests))

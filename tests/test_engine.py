@@ -238,6 +238,8 @@ def test_a_prompt_beyond_the_encoders_is_not_cut_silently(engine: Engine, catalo
     for name, read in (("tiny-sdxl", 75), ("tiny-sd3", 75), ("tiny-sd3-t5", 15)):
         entry = catalog.resolve(name)
         engine.load(entry)
-        (text,) = engine.encode(entry, [settle(Wishes("x" * 100), entry, 0)])
+        request = settle(Wishes("x" * 100, negative_prompt="x" * 90), entry, 0)
+        (text,) = engine.encode(entry, [request])
         assert not isinstance(text, Exception)
-        assert text.dropped_tokens == text.prompt_tokens - read > 0
+        assert text.prompt.dropped == text.prompt.tokens - read > 0
+        assert 0 < text.negative_prompt.dropped < text.prompt.dropped

@@ -179,6 +179,12 @@ def test_the_longest_story_a_jpeg_holds_is_made_and_png_holds_more(server: Serve
     assert generate(server, prompt="日" * 32_000, response_format="url")["prompt"] == "日" * 32_000
 
 
+def test_what_no_text_encoder_could_read_is_said(server: Server) -> None:
+    warnings = generate(server, prompt="x" * 100, negative_prompt="y" * 100)["warnings"]
+    assert [warning.split(" has ")[0] for warning in warnings] == ["The prompt", "The negative prompt"]
+    assert "warnings" not in generate(server, prompt="x", negative_prompt="y")
+
+
 def test_who_asked_is_kept_with_the_job(server: Server) -> None:
     made = generate(server, user="ada", safety_identifier="s-1", sessionId="session", moderation="low")
     with sqlite3.connect(f"file:{server.data / DATABASE_NAME}?mode=ro", uri=True) as connection:

@@ -12,7 +12,7 @@ from pipelines.denoising import Conditioning, Denoising, Family
 from pipelines.errors import CheckpointError, InvalidRequest
 from pipelines.headers import read_json
 from pipelines.loading import load_pipeline
-from pipelines.prompts import Embedding, EmbeddingCache, Text, clip_states, count_tokens, t5_states
+from pipelines.prompts import Embedding, EmbeddingCache, Text, TokenCount, clip_states, count_tokens, t5_states
 from pipelines.request import ImageRequest
 from pipelines.samplers import Prediction
 
@@ -44,11 +44,17 @@ class SD3(Family):
         self.cache: EmbeddingCache[Text, Embedding] = EmbeddingCache()
 
     @classmethod
+    def missing(cls, entry: ModelEntry) -> dict[str, None]:
+        """T5, where it is not wanted or where the checkpoint's index, if at hand, has none."""
+        index = Path(entry.config or entry.source) / "model_index.json"
+        has_t5 = not index.exists() or read_json(index).get("text_encoder_3", [None])[0] is not None
+        return {} if entry.t5 and has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
+
+    @classmethod
     def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "SD3":
         from diffusers import StableDiffusion3Pipeline
 
-        left_out = {} if _has_t5(entry) else {"text_encoder_3": None, "tokenizer_3": None}
-        return cls(entry, load_pipeline(StableDiffusion3Pipeline, entry, dtype, **left_out), device, dtype)
+        return cls(entry, load_pipeline(StableDiffusion3Pipeline, entry, dtype, **cls.missing(entry)), device, dtype)
 
     @property
     def modules(self) -> tuple[Any, ...]:
@@ -126,9 +132,9 @@ class SD3(Family):
         pooled = torch.cat([pooled for _, pooled in clip], dim=-1)
         counts = self._counts(prompts)
         # Clones, or one prompt that is kept would keep its whole batch.
-        return [Embedding(states[i].clone(), pooled[i].clone(), *counts[i]) for i in range(len(texts))]
+        return [Embedding(states[i].clone(), pooled[i].clone(), counts[i]) for i in range(len(texts))]
 
-    def _counts(self, prompts: list[str]) -> list[tuple[int, int]]:
+    def _counts(self, prompts: list[str]) -> list[TokenCount]:
         """Each prompt's tokens and those that no encoder reads; T5, where there is one, reads the most."""
         if self.text_encoders[2] is None or self.entry.max_sequence_length == 0:
             return count_tokens(self.tokenizers[0], prompts, self.tokenizers[0].model_max_length, marks=2)
@@ -141,9 +147,3 @@ class SD3(Family):
             shape = (len(prompts), length, self.transformer.config.joint_attention_dim)
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         return t5_states(self.tokenizers[2], self.text_encoders[2], prompts, length, self.device)
-
-
-def _has_t5(entry: ModelEntry) -> bool:
-    """Whether T5 is wanted and, where the checkpoint's index is at hand, there; diffusers insists on being told."""
-    index = Path(entry.config or entry.source) / "model_index.json"
-    return entry.t5 and (not index.exists() or bool(read_json(index).get("text_encoder_3", [None])[0]))

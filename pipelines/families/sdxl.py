@@ -124,4 +124,4 @@ class SDXL(Family):
         pooled = encoded[1][1]
         counts = count_tokens(self.tokenizers[0], prompts, self.tokenizers[0].model_max_length, marks=2)
         # Clones, or one prompt that is kept would keep its whole batch.
-        return [Embedding(states[i].clone(), pooled[i].clone(), *counts[i]) for i in range(len(texts))]
+        return [Embedding(states[i].clone(), pooled[i].clone(), counts[i]) for i in range(len(texts))]

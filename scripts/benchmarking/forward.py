@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.denoising import Conditioning, Denoising, Family
+from pipelines.device import synchronize
 from pipelines.errors import PipelineError
 from pipelines.request import ImageRequest, Wishes, settle
 
@@ -126,10 +127,10 @@ def _fits(family: Family, batch: Sequence[Denoising]) -> bool:
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds that work takes, the device's own included."""
-    _synchronize(device)
+    synchronize(device)
     began = perf_counter()
     work()
-    _synchronize(device)
+    synchronize(device)
     return perf_counter() - began
 
 
@@ -150,10 +151,3 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.randn(side, side, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
     best = min(timed(lambda: left @ right, device) for _ in range(8))
     return 2 * side**3 / best
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

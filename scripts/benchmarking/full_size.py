@@ -18,6 +18,7 @@ from diffusers import (
 from pipelines.denoising import Conditioning
 from pipelines.families import families, family_facts
 from pipelines.models_toml import load_catalog
+from pipelines.prompts import TokenCount
 from pipelines.request import ImageRequest
 
 from .forward import Subject
@@ -138,6 +139,6 @@ def _conditioning(name: str, device: torch.device, dtype: torch.dtype) -> Callab
 
     def random(request: ImageRequest) -> Conditioning:
         text = torch.randn(1, tokens, width).to(device, dtype)
-        return Conditioning(text, torch.randn(1, pooled).to(device, dtype), tokens, 0)
+        return Conditioning(text, torch.randn(1, pooled).to(device, dtype), TokenCount(tokens), TokenCount())
 
     return random

@@ -53,9 +53,9 @@ class StockPipeline:
         import diffusers
 
         self.entry = model.entry
-        left_out = _without_t5(self.entry)
-        pipeline_class = getattr(diffusers, families()[self.entry.family].pipeline_class)
-        self._pipeline = load_pipeline(pipeline_class, self.entry, model.dtype, **left_out)
+        family = families()[self.entry.family]
+        pipeline_class = getattr(diffusers, family.pipeline_class)
+        self._pipeline = load_pipeline(pipeline_class, self.entry, model.dtype, **family.missing(self.entry))
         self._pipeline.to(model.device.torch_device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._config = dict(self._pipeline.scheduler.config)
@@ -105,12 +105,3 @@ class StockPipeline:
             # SD3's pipeline does not hand its generators on, so a stochastic sampler would draw from nowhere.
             sampler.step = partial(sampler.step, generator=generators)
         return {"max_sequence_length": self.entry.max_sequence_length}
-
-
-def _without_t5(entry: ModelEntry) -> dict[str, Any]:
-    """SD3's pipeline insists on being told that a checkpoint has no T5 encoder."""
-    if entry.prediction is not Prediction.FLOW:
-        return {}
-    index = Path(entry.config or entry.source) / "model_index.json"
-    has_t5 = entry.t5 and (not index.exists() or '"T5EncoderModel"' in index.read_text(encoding="utf-8"))
-    return {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}

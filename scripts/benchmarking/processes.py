@@ -106,6 +106,7 @@ def serve(system: str, model: Model, data: Path, connection: Connection, lifetim
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         threading.Thread(target=_obey, args=(connection, server, observer, lifetime), daemon=True).start()
+        listener.listen()  # whoever comes before the model is loaded waits in line
         connection.send(listener.getsockname()[1])
         server.run(sockets=[listener])
 

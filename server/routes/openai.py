@@ -99,15 +99,15 @@ def _response(order: Order, result: Result, data: list[dict[str, Any]]) -> dict[
         "cost": result.job.cost,
     }
     warnings = [f"image {index} failed: {reason}" for index, reason in sorted(result.failures.items())]
-    if result.dropped_tokens:
-        warnings.append(
-            f"The prompt has {result.prompt_tokens} tokens; the text encoders did not read its last"
-            f" {result.dropped_tokens}."
-        )
+    warnings += [
+        f"The {name} has {count.tokens} tokens; the text encoders did not read its last {count.dropped}."
+        for name, count in (("prompt", result.prompt), ("negative prompt", result.negative_prompt))
+        if count.dropped
+    ]
     return response | ({"warnings": warnings} if warnings else {})
 
 
 def _usage(result: Result) -> dict[str, Any]:
-    tokens = result.prompt_tokens
+    tokens = result.prompt.tokens
     details = {"text_tokens": tokens, "image_tokens": 0}
     return {"total_tokens": tokens, "input_tokens": tokens, "output_tokens": 0, "input_tokens_details": details}

@@ -274,7 +274,7 @@ def _prepare(engine: EngineVerbs, entry: ModelEntry, requests: Sequence[ImageReq
 def _picture(ticket: Ticket, image: Any) -> Picture:
     text = ticket.denoising.conditioning
     began = ticket.started or ticket.submitted
-    return Picture(image, monotonic() - began, text.prompt_tokens, text.dropped_tokens)
+    return Picture(image, monotonic() - began, text.prompt, text.negative_prompt)
 
 
 @contextmanager

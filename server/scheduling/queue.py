@@ -10,6 +10,7 @@ from typing import Any
 from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
+from pipelines.prompts import TokenCount
 from pipelines.request import BatchKey, ImageRequest
 
 
@@ -36,8 +37,8 @@ class Picture:
 
     image: Image
     seconds: float
-    prompt_tokens: int
-    dropped_tokens: int
+    prompt: TokenCount
+    negative_prompt: TokenCount
 
 
 @dataclass(eq=False)
