@@ -10,73 +10,20 @@ from typing import Any
 from pipelines.catalog import ModelEntry
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header, read_json
+from pipelines.layouts import CLASSES, LAYOUTS, STEMS, UNUSED, WEIGHTED
 from pipelines.samplers import Prediction, scheduler_classes
 
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
-# The only classes a checkpoint may name, by component; anything else would be somebody's code.
-_CLASSES: dict[str, tuple[str, frozenset[str]]] = {
-    "unet": ("diffusers", frozenset({"UNet2DConditionModel"})),
-    "transformer": ("diffusers", frozenset({"SD3Transformer2DModel"})),
-    "vae": ("diffusers", frozenset({"AutoencoderKL"})),
-    "text_encoder": ("transformers", frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})),
-    "text_encoder_2": ("transformers", frozenset({"CLIPTextModelWithProjection"})),
-    "text_encoder_3": ("transformers", frozenset({"T5EncoderModel"})),
-    "tokenizer": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
-    "tokenizer_2": ("transformers", frozenset({"CLIPTokenizer", "CLIPTokenizerFast"})),
-    "tokenizer_3": ("transformers", frozenset({"T5Tokenizer", "T5TokenizerFast"})),
-    # These two are not used here; a checkpoint may list them.
-    "image_encoder": ("transformers", frozenset({"CLIPVisionModelWithProjection", "SiglipVisionModel"})),
-    "feature_extractor": ("transformers", frozenset({"CLIPImageProcessor", "SiglipImageProcessor"})),
-}
-_UNUSED = frozenset({"image_encoder", "feature_extractor"})
-_WEIGHTED = tuple(name for name in _CLASSES if name not in _UNUSED and "tokenizer" not in name)
-_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 # By these a configuration names code of its own, or has others' code fetched.
-_CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What belongs to the checkpoints of one diffusers pipeline.
-
-    Attributes:
-        prediction: what its network predicts, which decides the schedulers it may name.
-        required: the components without which it makes no picture.
-        network: what only its own network's tensors begin with in the original, single-file layout.
-        parts: what the other components' tensors begin with there.
-    """
-
-    prediction: Prediction
-    required: tuple[str, ...]
-    network: tuple[str, ...]
-    parts: Mapping[str, tuple[str, ...]]
-
-
-_VAE_PARTS = ("first_stage_model.", "vae.")
-_CLIPS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-LAYOUTS = {
-    "StableDiffusionXLPipeline": Layout(
-        Prediction.DIFFUSION,
-        ("unet", "vae", "scheduler", *_CLIPS),
-        ("model.diffusion_model.input_blocks.",),
-        {
-            "vae": _VAE_PARTS,
-            "text_encoder": ("conditioner.embedders.0.transformer.",),
-            "text_encoder_2": ("conditioner.embedders.1.model.",),
-        },
-    ),
-    "StableDiffusion3Pipeline": Layout(
-        Prediction.FLOW,
-        ("transformer", "vae", "scheduler", *_CLIPS),
-        ("model.diffusion_model.joint_blocks.", "joint_blocks."),
-        {
-            "vae": _VAE_PARTS,
-            "text_encoder": ("text_encoders.clip_l.",),
-            "text_encoder_2": ("text_encoders.clip_g.",),
-            "text_encoder_3": ("text_encoders.t5xxl.",),
-        },
-    ),
-}
+_CODE_KEYS = (
+    "auto_map",
+    "custom_pipeline",
+    "custom_pipelines",
+    "trust_remote_code",
+    "attn_implementation",
+    "experts_implementation",
+    "_attn_implementation_internal",
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +34,11 @@ class CheckpointSize:
     disk_bytes: int
     parameters: int
 
+    def __add__(self, other: "CheckpointSize") -> "CheckpointSize":
+        return CheckpointSize(
+            self.files + other.files, self.disk_bytes + other.disk_bytes, self.parameters + other.parameters
+        )
+
 
 def find_checkpoint(entry: ModelEntry) -> Path | None:
     """Where an entry's checkpoint lies on this machine, or would; None for a hub id that was never downloaded."""
@@ -96,6 +48,32 @@ def find_checkpoint(entry: ModelEntry) -> Path | None:
 
     index = try_to_load_from_cache(entry.source, "model_index.json", revision=entry.revision)
     return Path(index).parent if isinstance(index, str) else None
+
+
+def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | None:
+    """Check all that lies on this machine of what an entry is built from: its source, its `config` and its `vae`.
+
+    Returns:
+        None for a hub id that was never downloaded.
+
+    Raises:
+        CheckpointError: as of `inspect_checkpoint`.
+    """
+    place = find_checkpoint(entry)
+    if place is None:
+        return None
+    size = inspect_checkpoint(place, pipeline_class, entry.variant, entry.left_out)
+    try:
+        if entry.config is not None and (folder := Path(entry.config)).is_absolute():
+            index = inspect_index(folder, pipeline_class, entry.left_out)
+            lacking = [part for part in parts_lacking(place, pipeline_class) if part not in entry.left_out]
+            needed = [part for part in lacking if (index.get(part) or [None])[0]]
+            size += _measure([file for part in needed for file in weight_files(folder / part, part, entry.variant)])
+        if entry.vae is not None and (vae := Path(entry.vae)).is_absolute():
+            size += _measure([vae] if vae.is_file() else weight_files(vae, "vae"))
+    except OSError as error:
+        raise CheckpointError(f"the `config` or `vae` of model {entry.name!r} cannot be read: {error}") from error
+    return size
 
 
 def inspect_checkpoint(
@@ -120,7 +98,7 @@ def inspect_checkpoint(
         if path.is_file():
             return _measure([_single_file(path, pipeline_class)])
         index = inspect_index(path, pipeline_class, left_out)
-        components = [name for name in _WEIGHTED if (index.get(name) or [None])[0] and name not in left_out]
+        components = [name for name in WEIGHTED if (index.get(name) or [None])[0] and name not in left_out]
         return _measure([file for name in components for file in weight_files(path / name, name, variant)])
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -149,7 +127,7 @@ def inspect_index(folder: Path, pipeline_class: str, left_out: Collection[str] =
         if component.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
         _check_class(file, pipeline_class, component, value)
-        if component not in _UNUSED and component not in left_out:
+        if component not in UNUSED and component not in left_out:
             if not (folder / component).is_dir():
                 raise CheckpointError(f"{folder} lacks the folder {component!r} that its model_index.json promises.")
             refuse_code(folder / component)
@@ -157,7 +135,7 @@ def inspect_index(folder: Path, pipeline_class: str, left_out: Collection[str] =
 
 
 def _check_class(file: Path, pipeline_class: str, component: str, value: list[Any]) -> None:
-    library, classes = _CLASSES.get(component, ("", frozenset()))
+    library, classes = CLASSES.get(component, ("", frozenset()))
     if component == "scheduler":
         library = "diffusers"
         kinds = [LAYOUTS[pipeline_class].prediction] if pipeline_class in LAYOUTS else list(Prediction)
@@ -201,7 +179,7 @@ def weight_files(place: Path, component: str, variant: str | None = None) -> lis
         CheckpointError: only pickles, only another variant, shards missing, or no weights at all.
     """
     _refuse_pickles(place)
-    stem = _STEMS[_CLASSES[component][0]]
+    stem = STEMS[CLASSES[component][0]]
     for kind in ([variant] if variant else []) + [None]:
         middle = f".{kind}" if kind else ""
         index = place / f"{stem}.safetensors.index{middle}.json"

@@ -12,8 +12,8 @@ from PIL.Image import Image
 
 from pipelines.catalog import FamilyFacts, ModelEntry
 from pipelines.guidance import guide
-from pipelines.prompts import Embedding, EmbeddingCache, Text, TokenCount
-from pipelines.request import ImageRequest
+from pipelines.prompts import Embedding, EmbeddingCache, Text
+from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import SamplerChoice, build, set_timesteps
 
 

@@ -57,6 +57,8 @@ def _load_folder(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, com
             **dict.fromkeys(left_out),
         )
         folder = _from_hub(download, lambda path: inspect_checkpoint(path, name, entry.variant, left_out))
+        if entry.vae is not None and entry.vae.endswith(".safetensors"):
+            _fetch_vae_config(entry)
     given = _override_vae(entry, folder, dtype) | components
     pipeline = pipeline_class.from_pretrained(
         str(folder), dtype=dtype, variant=entry.variant, use_safetensors=True, local_files_only=True, **given
@@ -145,6 +147,7 @@ def _override_vae(entry: ModelEntry, folder: Path, dtype: torch.dtype) -> dict[s
         read_header(place)
         # Without a configuration diffusers would take Stable Diffusion 1's, from the hub.
         config = str(folder / "vae")
+        _require(folder / "vae" / "config.json")
         vae = AutoencoderKL.from_single_file(entry.vae, config=config, dtype=dtype, local_files_only=True)
     elif place.is_absolute():
         _require(place)
@@ -159,6 +162,14 @@ def _override_vae(entry: ModelEntry, folder: Path, dtype: torch.dtype) -> dict[s
         except OSError:  # not in the hub's cache yet
             vae = fetch()
     return {"vae": vae}
+
+
+def _fetch_vae_config(entry: ModelEntry) -> None:
+    """A VAE in one file is configured as the checkpoint's own, of which nothing else is downloaded."""
+    from huggingface_hub import hf_hub_download
+
+    fetch = partial(hf_hub_download, entry.source, "vae/config.json", revision=entry.revision)
+    _from_hub(fetch, lambda file: None)
 
 
 def _require(place: Path) -> None:

@@ -18,6 +18,7 @@ DEMO_CATALOG = Path(__file__).parent / "demo" / "models.toml"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 MAX_SIDE = 2**14
@@ -230,10 +231,13 @@ def _located(source: str, folder: Path, place: str) -> str:
         raise CatalogError(f"{place}: {source[:40]!r} is neither a path nor a hub id.")
     try:
         path = folder / Path(source).expanduser()
-    except RuntimeError as error:
+        if source.startswith((".", "/", "~")) or source.lower().endswith(WEIGHT_SUFFIXES) or path.exists():
+            return str(path.resolve())
+    except (OSError, RuntimeError) as error:
         raise CatalogError(f"{place}: {source[:40]!r}: {error}") from error
-    looks_local = source.startswith((".", "/", "~")) or source.lower().endswith(WEIGHT_SUFFIXES) or path.exists()
-    return str(path.resolve()) if looks_local else source
+    if not _HUB_ID.fullmatch(source):
+        raise CatalogError(f"{place}: there is no {source[:80]!r} in {folder}, and it is no hub id (owner/name).")
+    return source
 
 
 def _convert(data: Any, kind: type[_Table], place: str) -> _Table:

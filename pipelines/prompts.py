@@ -7,19 +7,13 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
+from pipelines.request import TokenCount
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 Text: TypeAlias = tuple[str, int]
 """A prompt, and how many of the CLIP encoders' layers to skip."""
-
-
-@dataclass(frozen=True)
-class TokenCount:
-    """How many tokens a text has, the marks at its ends not counted, and how many of them no encoder could read."""
-
-    tokens: int = 0
-    dropped: int = 0
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,14 @@ class ImageRequest:
 
 
 @dataclass(frozen=True)
+class TokenCount:
+    """How many tokens a text has, the marks at its ends not counted, and how many of them no encoder could read."""
+
+    tokens: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
 class Wishes:
     """What a client said about an image; None where the model's defaults are to decide."""
 

@@ -35,19 +35,21 @@ class Residency:
         """Load a model if it isn't, and then have idle ones make room for it.
 
         Raises:
-            CheckpointError: it cannot be loaded, or does not fit; whatever was loaded stays usable.
+            CheckpointError: it cannot be loaded, or does not fit; the busy models stay.
         """
         if entry.name not in self._loaded:
             dtype = self._device.dtype_for(entry.dtype)
             family = families()[entry.family].load(entry, self._device.torch_device, dtype)
-            self._make_room(busy)
-            if not _placed(family):
-                del family
-                free_memory(self._device.torch_device)
-                raise CheckpointError(
-                    f"model {entry.name!r} does not fit in the memory of {self._device}; choose a smaller `dtype` in"
-                    " models.toml, or lower DARKROOM_RESIDENT_MODELS so that others make room."
-                )
+            while len(self._loaded) >= self._limit and self._evict(busy):
+                pass
+            while not _placed(family):
+                if not self._evict(busy):
+                    del family
+                    free_memory(self._device.torch_device)
+                    raise CheckpointError(
+                        f"model {entry.name!r} does not fit in the memory of {self._device} beside the models at work;"
+                        " choose a smaller `dtype` in models.toml, or lower DARKROOM_RESIDENT_MODELS."
+                    )
             self._loaded[entry.name] = family
         self._loaded.move_to_end(entry.name)
 
@@ -56,11 +58,14 @@ class Residency:
         assert entry.name in self._loaded, f"{entry.name} was not loaded"
         return self._loaded[entry.name]
 
-    def _make_room(self, busy: Collection[str]) -> None:
-        idle = [name for name in self._loaded if name not in busy]
-        for name in idle[: max(0, len(self._loaded) - self._limit + 1)]:
-            del self._loaded[name]
+    def _evict(self, busy: Collection[str]) -> bool:
+        """Unload the idle model used longest ago; False when none is idle."""
+        idle = next((name for name in self._loaded if name not in busy), None)
+        if idle is None:
+            return False
+        del self._loaded[idle]
         free_memory(self._device.torch_device)
+        return True
 
 
 def _placed(family: Family) -> bool:

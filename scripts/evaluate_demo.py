@@ -1,6 +1,7 @@
 """Owns the command that measures the demo checkpoints: obedience to captions, reconstruction, speed, a look."""
 
 import argparse
+import hashlib
 import json
 import random
 import time
@@ -133,6 +134,7 @@ def evaluate(name: str, arguments: argparse.Namespace, probe: Probe) -> dict[str
         "guidance": guidance,
         "threads": arguments.threads,
         "captions": arguments.captions,
+        "denoiser_sha256": digest(pipeline, arguments.checkpoints / name),
         "psnr": round(psnr, 2),
         "seconds_a_picture": round(seconds, 2),
         "scores": scores.rounded(),
@@ -140,6 +142,12 @@ def evaluate(name: str, arguments: argparse.Namespace, probe: Probe) -> dict[str
     }
     write_down(name, arguments, pipeline, result)
     return result
+
+
+def digest(pipeline: Any, folder: Path) -> str:
+    """Of the file that was judged, so that nobody takes these figures for those of other weights."""
+    (weights,) = (folder / ("unet" if hasattr(pipeline, "unet") else "transformer")).glob("*.safetensors")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def write_down(name: str, arguments: argparse.Namespace, pipeline: Any, result: dict[str, Any]) -> None:

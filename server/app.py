@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from litestar import Litestar, Request, Response, get
 from litestar.datastructures import MutableScopeHeaders, State
@@ -17,6 +18,7 @@ from litestar.static_files import create_static_files_router
 from litestar.types import Message, Scope
 
 from pipelines.catalog import Catalog
+from pipelines.errors import InvalidRequest
 from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
 from server.errors import handle, request_id
@@ -127,6 +129,10 @@ def _guard(request: Request[Any, Any, Any]) -> None:
     """Refuse, before any handler, what no handler should see."""
     if "\0" in request.scope["path"]:
         raise NotFoundException  # to the system's own calls such a path is an error of another kind
+    try:
+        urlsplit(f"//{request.headers.get('host', '')}").port  # noqa: B018 - it is read to see whether it can be
+    except ValueError as error:
+        raise InvalidRequest("Host", "Host: it must be a host, and a port of at most 65535 if any.") from error
     services: Services = request.app.state.services
     refuse_cross_site(request, services.settings.public_url)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.catalog import Catalog, ModelEntry
-from pipelines.checkpoint import CheckpointSize, find_checkpoint, inspect_checkpoint
+from pipelines.checkpoint import CheckpointSize, inspect_entry
 from pipelines.errors import CatalogError, CheckpointError, DeviceError
 from pipelines.models_toml import load_catalog
 from server.settings import Settings
@@ -52,13 +52,12 @@ def model_lines(settings: Settings) -> Iterator[str]:
 
 
 def _on_disk(entry: ModelEntry, pipeline_class: str) -> str:
-    place = find_checkpoint(entry)
-    if place is None:
-        return "no; it is downloaded when the model is first loaded"
     try:
-        size = inspect_checkpoint(place, pipeline_class, entry.variant, entry.left_out)
+        size = inspect_entry(entry, pipeline_class)
     except CheckpointError as error:
         return f"unusable: {error}"
+    if size is None:
+        return "no; it is downloaded when the model is first loaded"
     return f"{_gigabytes(size.disk_bytes)} in {size.files} files; {_memory(entry, size)}"
 
 
@@ -131,16 +130,13 @@ def _models(settings: Settings) -> Iterator[Finding]:
         return
     yield Finding("models.toml", f"{catalog.path}, {len(catalog.entries)} models, default {catalog.default}")
     for entry in catalog.entries.values():
-        place = find_checkpoint(entry)
-        if place is None:
-            yield Finding(f"model {entry.name}", f"{entry.source} is downloaded when it is first loaded")
-            continue
         try:
-            size = inspect_checkpoint(place, families()[entry.family].pipeline_class, entry.variant, entry.left_out)
+            size = inspect_entry(entry, families()[entry.family].pipeline_class)
         except CheckpointError as error:
             yield Finding(f"model {entry.name}", "cannot be loaded", str(error))
-        else:
-            yield Finding(f"model {entry.name}", f"{_gigabytes(size.disk_bytes)}, whole and safe")
+            continue
+        there = f"{entry.source} is downloaded when it is first loaded"
+        yield Finding(f"model {entry.name}", f"{_gigabytes(size.disk_bytes)}, whole and safe" if size else there)
 
 
 def _database(settings: Settings) -> Finding:

@@ -13,8 +13,7 @@ from uuid import uuid4
 from pipelines.catalog import ModelEntry
 from pipelines.errors import CheckpointError
 from pipelines.infotext import metadata
-from pipelines.prompts import TokenCount
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, TokenCount
 from server.disconnect import ClientGone
 from server.errors import Interrupted, explain, public
 from server.scheduling.loop import Scheduler

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from litestar import Litestar
 from pipelines.catalog import Catalog, ModelEntry
 from pipelines.request import ImageRequest
 from server.app import create_app
+from server.serving import FAREWELL_SECONDS, HttpServer
 from server.settings import Settings
 from storage.schema import DATABASE_NAME
 from tests.fakes import FakeEngine, entry
@@ -126,7 +127,9 @@ def serving(data: Path, engine: GatedEngine | None = None, **settings: Any) -> I
     engine = engine or GatedEngine()
     catalog = Catalog({name: entry(name) for name in ("fake", "other", "broken")}, "fake", Path("models.toml"))
     app = create_app(Settings(data=data, **settings), catalog, lambda: engine)
-    instance = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=FAREWELL_SECONDS)
+    instance = HttpServer(config, lambda: app.state.services.jobs.stop())
+    instance.capture_signals = nullcontext  # type: ignore[method-assign]  # they reach the main thread alone
     thread = threading.Thread(target=lambda: asyncio.run(instance.serve()))
     thread.start()
     eventually(lambda: instance.started or not thread.is_alive())

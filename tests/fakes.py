@@ -8,8 +8,7 @@ from typing import Any
 from PIL import Image
 
 from pipelines.catalog import ModelEntry
-from pipelines.prompts import TokenCount
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
 
 

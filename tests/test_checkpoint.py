@@ -5,14 +5,17 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.checkpoint import LAYOUTS, find_checkpoint, inspect_checkpoint, parts_lacking
+from pipelines.checkpoint import find_checkpoint, inspect_checkpoint, inspect_entry, parts_lacking
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header, read_json
+from pipelines.layouts import LAYOUTS
+from tests.single_file import write_sd3
 
 SDXL = "StableDiffusionXLPipeline"
 SD3 = "StableDiffusion3Pipeline"
@@ -270,7 +273,7 @@ def test_a_folder_with_code_is_refused(folder: Path, name: str) -> None:
         inspect_checkpoint(folder, SDXL)
 
 
-@pytest.mark.parametrize("key", ["auto_map", "custom_pipeline", "trust_remote_code", "_attn_implementation_internal"])
+@pytest.mark.parametrize("key", ["auto_map", "custom_pipeline", "trust_remote_code", "attn_implementation"])
 @pytest.mark.parametrize("place", ["", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
 def test_a_configuration_that_points_to_code_is_refused(folder: Path, key: str, place: str) -> None:
     file = folder / (place or "model_index.json")
@@ -353,6 +356,25 @@ def test_inspecting_needs_no_torch() -> None:
 
     code = "import pipelines.checkpoint, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_all_that_an_entry_is_built_from_is_inspected(checkpoints: Path, catalog: Any, tmp_path: Path) -> None:
+    whole = inspect_entry(catalog.resolve("tiny-sd3"), SD3)
+    assert whole == inspect_checkpoint(checkpoints / "sd3", SD3)
+    write_sd3(checkpoints / "sd3", tmp_path / "network.safetensors", parts=["vae"])
+    entry = replace(
+        catalog.resolve("tiny-sd3"),
+        source=str(tmp_path / "network.safetensors"),
+        config=str(checkpoints / "sd3"),
+        vae=str(checkpoints / "sd3" / "vae"),
+    )
+    mixed = inspect_entry(entry, SD3)
+    assert whole is not None and mixed is not None
+    vae = inspect_checkpoint(checkpoints / "sd3", SD3, left_out=["transformer", "text_encoder", "text_encoder_2"])
+    assert mixed.parameters == whole.parameters + vae.parameters, "the file's own VAE lies there as well"
+    for key in ("config", "vae"):
+        with pytest.raises(CheckpointError, match="nowhere"):
+            inspect_entry(replace(entry, **{key: str(tmp_path / "nowhere")}), SD3)
 
 
 def test_a_checkpoint_is_found_where_the_catalogue_says(checkpoints: Path, catalog: Any) -> None:

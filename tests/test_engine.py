@@ -177,6 +177,24 @@ def test_a_model_too_large_for_the_device_is_an_error_that_helps(
     assert engine.resident == ()
 
 
+def test_idle_models_give_up_their_memory_to_one_that_lacks_it(
+    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
+) -> None:
+    engine = Engine(pick_device("cpu"), resident_models=3)
+    engine.load(catalog.resolve("tiny-sdxl"))
+    engine.load(catalog.resolve("tiny-sd3"))
+    place = Family.place
+
+    def room_for_two(family: Family) -> None:
+        if len(engine.resident) == 2:
+            raise torch.OutOfMemoryError("planted")
+        place(family)
+
+    monkeypatch.setattr(Family, "place", room_for_two)
+    engine.load(catalog.resolve("tiny-sd3-t5"), busy={"tiny-sdxl"})
+    assert engine.resident == ("tiny-sdxl", "tiny-sd3-t5"), "the one at work stayed"
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_half_precision_goes_all_the_way_to_a_picture(catalog: Catalog, name: str) -> None:
     engine = Engine(pick_device("cpu"))

@@ -106,6 +106,12 @@ def test_only_json_is_read(server: Server, declared: str) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("host", ["x:abc", "x:99999", "[::1"])
+def test_a_host_that_is_none_is_refused(server: Server, host: str) -> None:
+    answer = post(server, b'{"prompt": "a", "response_format": "url"}', host=host)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Host")
+
+
 def test_json_may_declare_its_charset(server: Server) -> None:
     answer = post(server, b"{}", **{"content-type": "Application/JSON; charset=utf-8"})
     assert answer.status_code == 400

@@ -233,6 +233,20 @@ def test_a_hub_id_in_the_cache_is_loaded_without_a_connection(
     expected = weights(load(models.resolve("sdxl-folder")))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(load(entry)).items())
 
+    snapshot = repository / "snapshots" / ("a" * 40)
+    shutil.rmtree(snapshot / "vae")  # as it is where the hub's own VAE was never wanted
+    fetched = []
+
+    def fetch(repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
+        fetched.append(name)
+        (snapshot / "vae").mkdir(exist_ok=True)
+        return str(shutil.copy(files / "sdxl" / name, snapshot / name))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    entry = replace(entry, vae=str(files / "vae.safetensors"))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(load(entry)).items())
+    assert fetched == ["vae/config.json"]
+
 
 def test_a_hub_id_that_cannot_be_had_is_a_checkpoint_error(models: Catalog) -> None:
     with pytest.raises(CheckpointError, match="'sdxl-folder' cannot be loaded"):

@@ -12,8 +12,8 @@ from pipelines.denoising import Conditioning, Denoising, Family
 from pipelines.errors import CheckpointError, InvalidRequest
 from pipelines.headers import read_json
 from pipelines.loading import load_pipeline
-from pipelines.prompts import Embedding, EmbeddingCache, Text, TokenCount, clip_states, count_tokens, t5_states
-from pipelines.request import ImageRequest
+from pipelines.prompts import Embedding, EmbeddingCache, Text, clip_states, count_tokens, t5_states
+from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
 
 

@@ -47,6 +47,7 @@ def load_subject(family_class: type[Family], entry: Any, device: torch.device, d
     """
     with torch.inference_mode():
         family = family_class.load(entry, device, dtype)
+        family.place()
     return Subject(family, lambda request: family.encode([request])[0])
 
 

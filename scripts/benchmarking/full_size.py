@@ -18,8 +18,7 @@ from diffusers import (
 from pipelines.denoising import Conditioning
 from pipelines.families import families, family_facts
 from pipelines.models_toml import load_catalog
-from pipelines.prompts import TokenCount
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, TokenCount
 
 from .forward import Subject
 

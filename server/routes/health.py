@@ -14,9 +14,10 @@ class Health(Controller):
     tags = ["health"]
 
     @get("/health", sync_to_thread=False)
-    def health(self) -> dict[str, str]:
-        """Answers as long as the event loop turns."""
-        return {"status": "ok"}
+    def health(self, services: NamedDependency[Services]) -> Response[dict[str, str]]:
+        """200 as long as the event loop turns and the scheduler works; else 503: only a restart helps."""
+        stopped = "scheduler" in services.readiness.missing
+        return Response({"status": "stopped" if stopped else "ok"}, status_code=503 if stopped else 200)
 
     @get("/ready", sync_to_thread=False)
     def ready(self, services: NamedDependency[Services]) -> Response[dict[str, Any]]:

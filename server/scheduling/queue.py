@@ -10,8 +10,7 @@ from typing import Any
 from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
-from pipelines.prompts import TokenCount
-from pipelines.request import BatchKey, ImageRequest
+from pipelines.request import BatchKey, ImageRequest, TokenCount
 
 
 class QueueFull(Exception):
