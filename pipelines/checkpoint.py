@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,9 @@ from pipelines.samplers import Prediction, scheduler_classes
 
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"})
 # By these a configuration names code of its own, or has others' code fetched.
-_CODE_KEYS = (
-    "auto_map",
-    "custom_pipeline",
-    "custom_pipelines",
-    "trust_remote_code",
-    "attn_implementation",
-    "experts_implementation",
-    "_attn_implementation_internal",
-)
+_CODE_KEYS = frozenset({"auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code"})
+# By these it chooses a kernel: one of the library's own ("sdpa"), or code from a hub repository ("owner/name").
+_KERNEL_KEY = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
 @dataclass(frozen=True)
@@ -42,12 +36,15 @@ class CheckpointSize:
 
 def find_checkpoint(entry: ModelEntry) -> Path | None:
     """Where an entry's checkpoint lies on this machine, or would; None for a hub id that was never downloaded."""
-    if entry.local is not None:
-        return entry.local
+    return entry.local or _in_cache(entry.source, "model_index.json", entry.revision)
+
+
+def _in_cache(hub_id: str, file: str, revision: str | None = None) -> Path | None:
+    """The folder of the hub's cache that holds a repository's file, if any does."""
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(entry.source, "model_index.json", revision=entry.revision)
-    return Path(index).parent if isinstance(index, str) else None
+    found = try_to_load_from_cache(hub_id, file, revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | None:
@@ -59,21 +56,46 @@ def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | No
     Raises:
         CheckpointError: as of `inspect_checkpoint`.
     """
-    place = find_checkpoint(entry)
-    if place is None:
-        return None
-    size = inspect_checkpoint(place, pipeline_class, entry.variant, entry.left_out)
     try:
-        if entry.config is not None and (folder := Path(entry.config)).is_absolute():
+        size = CheckpointSize(0, 0, 0) if entry.vae is None else _measure(vae_files(entry))
+        place = find_checkpoint(entry)
+        if place is None:
+            return None
+        size += inspect_checkpoint(place, pipeline_class, entry.variant, entry.left_out)
+        if entry.config is not None:
+            local = Path(entry.config) if Path(entry.config).is_absolute() else None
+            folder = local or _in_cache(entry.config, "model_index.json")
+            if folder is None:
+                return None
             index = inspect_index(folder, pipeline_class, entry.left_out)
             lacking = [part for part in parts_lacking(place, pipeline_class) if part not in entry.left_out]
             needed = [part for part in lacking if (index.get(part) or [None])[0]]
             size += _measure([file for part in needed for file in weight_files(folder / part, part, entry.variant)])
-        if entry.vae is not None and (vae := Path(entry.vae)).is_absolute():
-            size += _measure([vae] if vae.is_file() else weight_files(vae, "vae"))
     except OSError as error:
-        raise CheckpointError(f"the `config` or `vae` of model {entry.name!r} cannot be read: {error}") from error
+        raise CheckpointError(f"what model {entry.name!r} is built from cannot be read: {error}") from error
     return size
+
+
+def vae_files(entry: ModelEntry) -> list[Path]:
+    """The weights of the VAE that an entry names in place of the checkpoint's own; none for a hub id.
+
+    Raises:
+        CheckpointError: they are not there, bring code, or are not safetensors.
+    """
+    place = Path(entry.vae or "")
+    if not place.is_absolute():
+        return []
+    if not place.exists():
+        raise CheckpointError(f"{place} does not exist; correct `vae` in models.toml.")
+    if place.is_file():
+        folder = Path(entry.config or entry.source)
+        if folder.is_absolute() and folder.is_dir() and not (folder / "vae" / "config.json").exists():
+            raise CheckpointError(f"{folder} lacks vae/config.json, by which the VAE {place} is configured.")
+        return [place]
+    refuse_code(place)
+    if not (place / "config.json").exists():
+        raise CheckpointError(f"{place} has no config.json, so it is not a VAE's folder; correct `vae` in models.toml.")
+    return weight_files(place, "vae")
 
 
 def inspect_checkpoint(
@@ -161,10 +183,21 @@ def refuse_code(folder: Path) -> None:
     for file in sorted(folder.glob("*.json")):
         # The others are weights' indexes and vocabularies: long, and nobody looks for code in them.
         if file.name.endswith("config.json") or file.name == "model_index.json":
-            config = read_json(file)
-            for key in _CODE_KEYS:
-                if config.get(key) is not None:
-                    raise CheckpointError(f"{file} points to code with {key!r}, and checkpoints with code are refused.")
+            for key in _keys_to_code(read_json(file)):
+                raise CheckpointError(f"{file} points to code with {key!r}, and checkpoints with code are refused.")
+
+
+def _keys_to_code(config: Any) -> Iterator[str]:
+    """The keys, at any depth, that point a library to code."""
+    nested = [config]
+    for found in nested:  # grows as it is gone through
+        if isinstance(found, list):
+            nested.extend(found)
+        elif isinstance(found, dict):
+            nested.extend(found.values())
+            for key, value in found.items():
+                if (key in _CODE_KEYS and value is not None) or (_KERNEL_KEY.fullmatch(key) and "/" in str(value)):
+                    yield key
 
 
 def weight_files(place: Path, component: str, variant: str | None = None) -> list[Path]:

@@ -167,6 +167,11 @@ class Family(ABC):
     def modules(self) -> tuple[Any, ...]:
         """The networks besides the VAE."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """How much memory the weights of all networks take, the VAE's too."""
+        return sum(weight.nbytes for module in (*self.modules, self.vae) for weight in module.parameters())
+
     def place(self) -> None:
         """Put the networks on the device, for inference, in the dtypes they are to run in."""
         for module in self.modules:

@@ -34,6 +34,14 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device lacked memory. Only CUDA says so by class; MPS and the CPU raise a RuntimeError in words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(said in str(error) for said in words)
+    )
+
+
 def pick_device(wanted: str = "auto") -> Device:
     """The best device there is, or the one asked for.
 

@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
-from pipelines.device import Device, synchronize
+from pipelines.device import Device, is_out_of_memory, synchronize
 from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
 from pipelines.loading import quiet_libraries
 from pipelines.request import ImageRequest
@@ -157,7 +157,7 @@ def _as_image_failure(error: Exception) -> Exception:
     """What a client is told. The frames go to the log: kept on the error, they would keep tensors alive."""
     if isinstance(error, PipelineError):
         return error.with_traceback(None)
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return ImageTooLarge("the device has too little memory for this picture; ask for a smaller size.")
     log.error("an image failed", exc_info=error)
     return ImageFailed(f"the picture failed while it was computed ({type(error).__name__}: {str(error)[:300]})")

@@ -4,6 +4,7 @@ PipelineError
 ├── CatalogError          models.toml says something it may not (place and remedy in the message)
 ├── DeviceError           the device asked for is not here
 ├── CheckpointError       a checkpoint is missing, damaged, of another family or not safetensors
+├── NoRoom                a model does not fit beside those at work, and may once they are done
 ├── InvalidRequest        one field of a request breaks a rule
 │   └── UnknownModel      the model named is not in the catalogue
 └── ImageFailed           this one image could not be made
@@ -26,6 +27,10 @@ class DeviceError(PipelineError):
 
 class CheckpointError(PipelineError):
     """A checkpoint cannot be loaded; the message names the file and the remedy."""
+
+
+class NoRoom(PipelineError):
+    """The device lacks the memory for another model while others are at work on it."""
 
 
 class InvalidRequest(PipelineError):

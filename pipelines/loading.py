@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipelines.catalog import ModelEntry
-from pipelines.checkpoint import inspect_checkpoint, inspect_index, parts_lacking, refuse_code, weight_files
+from pipelines.checkpoint import inspect_checkpoint, inspect_index, parts_lacking, vae_files, weight_files
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header
 
@@ -58,7 +58,7 @@ def _load_folder(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, com
         )
         folder = _from_hub(download, lambda path: inspect_checkpoint(path, name, entry.variant, left_out))
         if entry.vae is not None and entry.vae.endswith(".safetensors"):
-            _fetch_vae_config(entry)
+            _fetch_vae_config(entry, folder)
     given = _override_vae(entry, folder, dtype) | components
     pipeline = pipeline_class.from_pretrained(
         str(folder), dtype=dtype, variant=entry.variant, use_safetensors=True, local_files_only=True, **given
@@ -141,19 +141,14 @@ def _override_vae(entry: ModelEntry, folder: Path, dtype: torch.dtype) -> dict[s
 
     if entry.vae is None:
         return {}
-    place = Path(entry.vae)
-    if entry.vae.endswith(".safetensors"):
-        _require(place)
-        read_header(place)
+    files = vae_files(entry)
+    for file in files:
+        read_header(file)
+    if files and Path(entry.vae).is_file():
         # Without a configuration diffusers would take Stable Diffusion 1's, from the hub.
         config = str(folder / "vae")
-        _require(folder / "vae" / "config.json")
         vae = AutoencoderKL.from_single_file(entry.vae, config=config, dtype=dtype, local_files_only=True)
-    elif place.is_absolute():
-        _require(place)
-        refuse_code(place)
-        for file in weight_files(place, "vae"):
-            read_header(file)
+    elif files:
         vae = AutoencoderKL.from_pretrained(entry.vae, dtype=dtype, use_safetensors=True, local_files_only=True)
     else:
         fetch = partial(AutoencoderKL.from_pretrained, entry.vae, dtype=dtype, use_safetensors=True)
@@ -164,17 +159,13 @@ def _override_vae(entry: ModelEntry, folder: Path, dtype: torch.dtype) -> dict[s
     return {"vae": vae}
 
 
-def _fetch_vae_config(entry: ModelEntry) -> None:
+def _fetch_vae_config(entry: ModelEntry, folder: Path) -> None:
     """A VAE in one file is configured as the checkpoint's own, of which nothing else is downloaded."""
     from huggingface_hub import hf_hub_download
 
-    fetch = partial(hf_hub_download, entry.source, "vae/config.json", revision=entry.revision)
+    # The cache names a snapshot's folder by its commit; the branch may have moved on since.
+    fetch = partial(hf_hub_download, entry.source, "vae/config.json", revision=folder.name)
     _from_hub(fetch, lambda file: None)
-
-
-def _require(place: Path) -> None:
-    if not place.exists():
-        raise CheckpointError(f"{place} does not exist; correct `vae` in models.toml.")
 
 
 def _from_hub(fetch: Callable[..., Any], check: Callable[[Path], object]) -> Path:

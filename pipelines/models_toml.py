@@ -18,7 +18,6 @@ DEMO_CATALOG = Path(__file__).parent / "demo" / "models.toml"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 MAX_SIDE = 2**14
@@ -235,8 +234,14 @@ def _located(source: str, folder: Path, place: str) -> str:
             return str(path.resolve())
     except (OSError, RuntimeError) as error:
         raise CatalogError(f"{place}: {source[:40]!r}: {error}") from error
-    if not _HUB_ID.fullmatch(source):
-        raise CatalogError(f"{place}: there is no {source[:80]!r} in {folder}, and it is no hub id (owner/name).")
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise CatalogError(
+            f"{place}: there is no {source[:80]!r} in {folder}, and it is no hub id (owner/name)."
+        ) from error
     return source
 
 

@@ -1,6 +1,7 @@
 """Which models are loaded, under a limit on how many; the one used longest ago makes room."""
 
 import gc
+import math
 from collections import OrderedDict
 from collections.abc import Collection
 
@@ -8,8 +9,8 @@ import torch
 
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Family
-from pipelines.device import Device
-from pipelines.errors import CheckpointError
+from pipelines.device import Device, is_out_of_memory
+from pipelines.errors import CheckpointError, NoRoom
 from pipelines.families import families
 
 
@@ -35,21 +36,29 @@ class Residency:
         """Load a model if it isn't, and then have idle ones make room for it.
 
         Raises:
-            CheckpointError: it cannot be loaded, or does not fit; the busy models stay.
+            CheckpointError: it cannot be loaded, or does not fit the device.
+            NoRoom: it does not fit beside the busy models, which stay.
         """
         if entry.name not in self._loaded:
             dtype = self._device.dtype_for(entry.dtype)
             family = families()[entry.family].load(entry, self._device.torch_device, dtype)
+            too_large = CheckpointError(
+                f"model {entry.name!r} does not fit in the memory of {self._device}; choose a smaller `dtype` or"
+                " `variant` in models.toml, or a smaller model."
+            )
+            if family.weight_bytes > (self._device.memory_bytes or math.inf):
+                del family
+                raise too_large  # before others are unloaded for nothing
             while len(self._loaded) >= self._limit and self._evict(busy):
                 pass
+            free_memory(self._device.torch_device)
             while not _placed(family):
                 if not self._evict(busy):
                     del family
                     free_memory(self._device.torch_device)
-                    raise CheckpointError(
-                        f"model {entry.name!r} does not fit in the memory of {self._device} beside the models at work;"
-                        " choose a smaller `dtype` in models.toml, or lower DARKROOM_RESIDENT_MODELS."
-                    )
+                    if self._loaded:
+                        raise NoRoom(f"There is no room for model {entry.name!r} beside {', '.join(self._loaded)}.")
+                    raise too_large
             self._loaded[entry.name] = family
         self._loaded.move_to_end(entry.name)
 
@@ -72,7 +81,9 @@ def _placed(family: Family) -> bool:
     """Take a model to its device; False when it has no room there. The error, which would keep it alive, is dropped."""
     try:
         family.place()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     return True
 

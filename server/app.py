@@ -94,8 +94,10 @@ async def _services(
                 with suppress(asyncio.CancelledError):
                     await task
     finally:
-        gpu.close()
-        await database.close()
+        try:
+            await database.close()
+        finally:
+            gpu.close()  # the last, for it is waited for, and a supervisor's patience may end before a long load does
 
 
 async def _load_default(services: Services) -> None:

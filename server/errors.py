@@ -15,7 +15,15 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import Scope
 
-from pipelines.errors import CheckpointError, ImageFailed, ImageTooLarge, InvalidRequest, NotANumber, UnknownModel
+from pipelines.errors import (
+    CheckpointError,
+    ImageFailed,
+    ImageTooLarge,
+    InvalidRequest,
+    NoRoom,
+    NotANumber,
+    UnknownModel,
+)
 from server.scheduling.queue import QueueFull
 from storage.errors import DatabaseBusy, DatabaseDamaged, DiskFault, DiskFull, MetadataTooLarge, NotFound
 
@@ -95,6 +103,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     ImageTooLarge: Answer(500, "image_too_large"),
     DatabaseDamaged: Answer(500, "database_damaged"),
     ModelUnavailable: Answer(503, "model_unavailable"),
+    NoRoom: Answer(503, "no_room", retry=True),
     QueueFull: Answer(503, "queue_full", retry=True),
     Interrupted: Answer(503, "interrupted", retry=True),
     DatabaseBusy: Answer(503, "database_busy", retry=True),

@@ -17,7 +17,9 @@ from pipelines.models_toml import load_catalog
 from server.settings import Settings, SettingsError
 
 GRACE_SECONDS = 6
-"""How long a stop lets pictures come to their end; with FAREWELL_SECONDS below the 10 s that containers are given."""
+"""How long a stop lets pictures come to their end; with FAREWELL_SECONDS below the 10 s that containers are given.
+
+A step or a load that runs on the GPU thread even then is waited for, but nothing is lost if the wait is cut."""
 
 FAREWELL_SECONDS = 2
 """How long it then waits for clients to hear the end; without a bound a slow one would keep the process for ever."""

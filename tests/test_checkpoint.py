@@ -15,7 +15,7 @@ from pipelines.checkpoint import find_checkpoint, inspect_checkpoint, inspect_en
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header, read_json
 from pipelines.layouts import LAYOUTS
-from tests.single_file import write_sd3
+from tests.single_file import write_sd3, write_vae
 
 SDXL = "StableDiffusionXLPipeline"
 SD3 = "StableDiffusion3Pipeline"
@@ -273,12 +273,32 @@ def test_a_folder_with_code_is_refused(folder: Path, name: str) -> None:
         inspect_checkpoint(folder, SDXL)
 
 
-@pytest.mark.parametrize("key", ["auto_map", "custom_pipeline", "trust_remote_code", "attn_implementation"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "auto_map",
+        "custom_pipeline",
+        "trust_remote_code",
+        "attn_implementation",
+        "_attn_implementation_internal",
+        "_experts_implementation",
+    ],
+)
 @pytest.mark.parametrize("place", ["", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
 def test_a_configuration_that_points_to_code_is_refused(folder: Path, key: str, place: str) -> None:
     file = folder / (place or "model_index.json")
     file.write_text(json.dumps((read_json(file) if file.exists() else {}) | {key: "some/repository--x.Y"}))
     with pytest.raises(CheckpointError, match=rf"{file.name} points to code with '{key}'"):
+        inspect_checkpoint(folder, SDXL)
+
+
+def test_code_is_found_at_any_depth_and_the_librarys_own_kernels_are_none(folder: Path) -> None:
+    file = folder / "text_encoder" / "config.json"
+    config = read_json(file)
+    file.write_text(json.dumps(config | {"attn_implementation": "sdpa", "auto_map": None}))
+    inspect_checkpoint(folder, SDXL)
+    file.write_text(json.dumps(config | {"text_config": [{"attn_implementation": "somebody/kernel"}]}))
+    with pytest.raises(CheckpointError, match="points to code with 'attn_implementation'"):
         inspect_checkpoint(folder, SDXL)
 
 
@@ -375,6 +395,36 @@ def test_all_that_an_entry_is_built_from_is_inspected(checkpoints: Path, catalog
     for key in ("config", "vae"):
         with pytest.raises(CheckpointError, match="nowhere"):
             inspect_entry(replace(entry, **{key: str(tmp_path / "nowhere")}), SD3)
+
+
+def test_an_entrys_vae_is_inspected_even_before_its_source_is_there(
+    checkpoints: Path, catalog: Any, tmp_path: Path
+) -> None:
+    entry = replace(catalog.resolve("tiny-sd3"), source="somebody/something-never-fetched")
+    vae = tmp_path / "vae"
+    shutil.copytree(checkpoints / "sd3" / "vae", vae)
+    assert inspect_entry(replace(entry, vae=str(vae)), SD3) is None
+    with pytest.raises(CheckpointError, match="correct `vae`"):
+        inspect_entry(replace(entry, vae=f"{vae}.safetensors"), SD3)
+    (vae / "more.py").write_text("")
+    with pytest.raises(CheckpointError, match="is code"):
+        inspect_entry(replace(entry, vae=str(vae)), SD3)
+    (vae / "more.py").unlink()
+    (vae / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="has no config.json"):
+        inspect_entry(replace(entry, vae=str(vae)), SD3)
+
+
+def test_a_vae_in_one_file_needs_a_configuration_beside_the_checkpoint(
+    checkpoints: Path, catalog: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints / "sd3", tmp_path / "model")
+    vae = write_vae(tmp_path / "model" / "vae", tmp_path / "vae.safetensors")
+    entry = replace(catalog.resolve("tiny-sd3"), source=str(tmp_path / "model"), vae=str(vae))
+    assert inspect_entry(entry, SD3) is not None
+    shutil.rmtree(tmp_path / "model" / "vae")
+    with pytest.raises(CheckpointError, match="lacks vae/config.json, by which the VAE .* is configured"):
+        inspect_entry(entry, SD3)
 
 
 def test_a_checkpoint_is_found_where_the_catalogue_says(checkpoints: Path, catalog: Any) -> None:

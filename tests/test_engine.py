@@ -10,9 +10,17 @@ from PIL import Image
 
 from pipelines.catalog import Catalog, ModelEntry
 from pipelines.denoising import Denoising, Family
-from pipelines.device import pick_device
+from pipelines.device import is_out_of_memory, pick_device
 from pipelines.engine import Engine
-from pipelines.errors import CheckpointError, DeviceError, ImageFailed, ImageTooLarge, InvalidRequest, NotANumber
+from pipelines.errors import (
+    CheckpointError,
+    DeviceError,
+    ImageFailed,
+    ImageTooLarge,
+    InvalidRequest,
+    NoRoom,
+    NotANumber,
+)
 from pipelines.prompts import EmbeddingCache
 from pipelines.request import Wishes, settle
 from pipelines.samplers import Prediction, SamplerChoice, build, samplers_for, set_timesteps
@@ -175,6 +183,45 @@ def test_a_model_too_large_for_the_device_is_an_error_that_helps(
         engine.load(catalog.resolve("tiny-sdxl"))
     assert refused.value.__cause__ is None and refused.value.__context__ is None, "either would keep the weights alive"
     assert engine.resident == ()
+
+
+def test_a_model_larger_than_the_device_costs_nobody_their_place(catalog: Catalog) -> None:
+    sd3 = catalog.resolve("tiny-sd3")
+    large = Engine(pick_device("cpu"))
+    large.load(sd3)
+    engine = Engine(replace(large.device, memory_bytes=large.family(sd3).weight_bytes), resident_models=1)
+    engine.load(sd3)
+    with pytest.raises(CheckpointError, match="does not fit in the memory"):
+        engine.load(catalog.resolve("tiny-sd3-t5"))
+    assert engine.resident == ("tiny-sd3",)
+
+
+def test_a_model_without_room_beside_busy_ones_may_be_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
+) -> None:
+    engine = Engine(pick_device("cpu"))
+    engine.load(catalog.resolve("tiny-sdxl"))
+    place = Family.place
+
+    def room_for_one(family: Family) -> None:
+        if engine.resident:
+            raise RuntimeError("MPS backend out of memory (planted)")
+        place(family)
+
+    monkeypatch.setattr(Family, "place", room_for_one)
+    with pytest.raises(NoRoom, match="beside tiny-sdxl"):
+        engine.load(catalog.resolve("tiny-sd3"), busy={"tiny-sdxl"})
+    assert engine.resident == ("tiny-sdxl",)
+    engine.load(catalog.resolve("tiny-sd3"))
+    assert engine.resident == ("tiny-sd3",)
+
+
+def test_lack_of_memory_is_known_by_whatever_it_raises() -> None:
+    with pytest.raises(RuntimeError) as lacking:
+        torch.empty(2**55)
+    assert is_out_of_memory(lacking.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("planted"))
+    assert not is_out_of_memory(RuntimeError("a shape is wrong"))
 
 
 def test_idle_models_give_up_their_memory_to_one_that_lacks_it(

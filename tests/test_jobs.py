@@ -1,6 +1,7 @@
 """A job ends exactly once, whatever happens: failures, hang-ups at every moment, a stop, a crash before."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 import server.scheduling.loop
-from pipelines.errors import CheckpointError, NotANumber
+from pipelines.errors import CheckpointError, NoRoom, NotANumber
 from storage.database import Database
 from storage.errors import DatabaseBusy, DiskFull
 from storage.files import MediaFiles
@@ -216,6 +217,14 @@ def test_a_full_queue_is_told_before_any_row_is_written(fake: FakeServer) -> Non
     assert fake.statuses == ["completed"] * 3
 
 
+def test_a_model_without_room_today_is_not_a_broken_one(fake: FakeServer) -> None:
+    fake.engine.failing["other"] = NoRoom("There is no room for model 'other' beside fake.")
+    answer = fake.post(model="other")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_room")
+    assert "x-should-retry" not in answer.headers
+    assert httpx.get(fake.url + "/ready").json()["broken_models"] == []
+
+
 def test_a_broken_model_is_listed_and_harms_nobody(fake: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     fake.engine.failing["broken"] = CheckpointError("/somewhere/secret is truncated")
     answer = fake.post(model="broken", n=2)
@@ -274,6 +283,29 @@ def test_a_stop_ends_what_is_under_way(tmp_path: Path) -> None:
     with serving(tmp_path) as again:
         assert again.rows("SELECT status, error_code FROM jobs") == [("failed", "interrupted")]
         again.check_consistent()
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_a_stop_lets_pictures_come_to_their_end(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool, serving(tmp_path, grace=PATIENCE) as fake:
+        fake.engine.gates["step"].close()
+        call = pool.submit(fake.post)
+        assert fake.engine.gates["step"].reached.wait(PATIENCE)
+        open_gates = fake.engine.open
+
+        def open_once_it_stops() -> None:
+            eventually(lambda: not listens(fake.port))
+            open_gates()
+
+        fake.engine.open = open_once_it_stops  # type: ignore[method-assign]
+    assert call.result().status_code == 200
 
 
 def test_when_the_scheduler_dies_nobody_waits_for_ever(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

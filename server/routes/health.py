@@ -15,7 +15,7 @@ class Health(Controller):
 
     @get("/health", sync_to_thread=False)
     def health(self, services: NamedDependency[Services]) -> Response[dict[str, str]]:
-        """200 as long as the event loop turns and the scheduler works; else 503: only a restart helps."""
+        """200; 503 once the scheduler has stopped, which only a restart mends."""
         stopped = "scheduler" in services.readiness.missing
         return Response({"status": "stopped" if stopped else "ok"}, status_code=503 if stopped else 200)
 
