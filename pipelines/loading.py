@@ -11,6 +11,7 @@ from pipelines.catalog import ModelEntry
 from pipelines.checkpoint import inspect_checkpoint, inspect_index, parts_lacking, vae_files, weight_files
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header
+from pipelines.layouts import UNUSED
 
 _TEXTS = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 """What a pipeline is configured with: everything but its weights."""
@@ -28,6 +29,8 @@ def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **
     Raises:
         CheckpointError: with the file at fault and the remedy.
     """
+    # These would be loaded, and nothing here uses them.
+    components = dict.fromkeys(UNUSED) | components
     try:
         load = _load_single_file if entry.single_file else _load_folder
         pipeline = load(pipeline_class, entry, dtype, components)

@@ -52,7 +52,7 @@ async def _make(settings: Settings, order: Order) -> Sequence[Picture | BaseExce
     """In each image's place its picture, or why there is none."""
     gpu = GpuThread()
     engine = Engine(pick_device(settings.device), settings.resident_models)
-    scheduler = Scheduler(engine, gpu, max_rows=settings.max_rows, queue_limit=settings.queue_limit)
+    scheduler = Scheduler(engine, gpu, max_rows=settings.max_rows, queue_limit=len(order.requests))
     worker = asyncio.create_task(scheduler.run())
     try:
         total = sum(request.steps for request in order.requests)

@@ -189,6 +189,14 @@ def test_another_vae_takes_the_place_of_the_models_own(models: Catalog, other_va
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in vae.state_dict().items())
 
 
+def test_what_nothing_here_uses_is_not_loaded(models: Catalog, files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files / "sdxl", tmp_path / "sdxl")
+    index = tmp_path / "sdxl" / "model_index.json"
+    listed = {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | listed))
+    assert load(replace(models.resolve("sdxl-folder"), source=str(tmp_path / "sdxl"))).image_encoder is None
+
+
 def test_a_vae_that_is_not_there_names_the_key_to_correct(models: Catalog, tmp_path: Path) -> None:
     for source in (tmp_path / "gone", tmp_path / "gone.safetensors"):
         with pytest.raises(CheckpointError, match="correct `vae`"):

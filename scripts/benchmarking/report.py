@@ -18,6 +18,9 @@ from pipelines.device import Device
 FORMAT = 1
 """Rises when a JSON file's shape changes."""
 
+LOAD_BEFORE = round(psutil.getloadavg()[0], 1)
+"""The machine's load over the last minute as the program starts, before it makes any itself."""
+
 
 class Progress:
     """Lines on stderr that say how far the benchmark is."""
@@ -58,7 +61,7 @@ def machine(device: Device) -> dict[str, Any]:
         "cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "load_before": round(psutil.getloadavg()[0], 1),
+        "load_before": LOAD_BEFORE,
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
