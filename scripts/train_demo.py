@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 STAGES = ("data", "vae", "sdxl", "sd3", "export")
-MINUTES = {"vae": 35.0, "sdxl": 100.0, "sd3": 100.0}
+MINUTES = {"vae": 35.0, "sdxl": 110.0, "sd3": 160.0}
 SMOKE_STEPS = 2
 SMOKE_BATCH = 2
 # glibc returns large blocks to the kernel after every layer, and the page faults then cost more than the

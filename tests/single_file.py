@@ -14,18 +14,24 @@ from safetensors.torch import load_file, save_file
 Tensors = dict[str, torch.Tensor]
 
 
-def write_sdxl(folder: Path, file: Path) -> Path:
-    """Write an SDXL folder's UNet, VAE and both text encoders."""
-    tensors = {
-        **_under("model.diffusion_model.", _unet(folder / "unet")),
-        **_under("first_stage_model.", _vae(folder / "vae")),
-        **_under("conditioner.embedders.0.transformer.", _clip(folder / "text_encoder")),
-        **_under("conditioner.embedders.1.model.", _open_clip(folder / "text_encoder_2")),
+PARTS = ("text_encoder", "text_encoder_2", "vae")
+
+
+def write_sdxl(folder: Path, file: Path, parts: Iterable[str] = PARTS) -> Path:
+    """Write an SDXL folder's UNet and the parts named."""
+    prefixed = {
+        "text_encoder": ("conditioner.embedders.0.transformer.", _clip),
+        "text_encoder_2": ("conditioner.embedders.1.model.", _open_clip),
+        "vae": ("first_stage_model.", _vae),
     }
+    tensors = _under("model.diffusion_model.", _unet(folder / "unet"))
+    for part in parts:
+        prefix, read = prefixed[part]
+        tensors |= _under(prefix, read(folder / part))
     return _write(tensors, file)
 
 
-def write_sd3(folder: Path, file: Path, parts: Iterable[str] = ("text_encoder", "text_encoder_2", "vae")) -> Path:
+def write_sd3(folder: Path, file: Path, parts: Iterable[str] = PARTS) -> Path:
     """Write an SD3 folder's transformer and the parts named; the published files of SD3.5 hold only the VAE besides."""
     names = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
     tensors = _under("model.diffusion_model.", _transformer(folder / "transformer"))
@@ -194,10 +200,16 @@ _SD3 = {
     r"ff\.net\.2": "x_block.mlp.fc2",
     r"ff_context\.net\.0\.proj": "context_block.mlp.fc1",
     r"ff_context\.net\.2": "context_block.mlp.fc2",
-    r"attn\.to_out\.0": "x_block.attn.proj",
+    r"(attn2?)\.to_out\.0": r"x_block.\1.proj",
     r"attn\.to_add_out": "context_block.attn.proj",
+    r"(attn2?)\.norm_([qk])": r"x_block.\1.ln_\2",
+    r"attn\.norm_added_([qk])": r"context_block.attn.ln_\1",
 }
-_JOINED = {"x_block": ("to_q", "to_k", "to_v"), "context_block": ("add_q_proj", "add_k_proj", "add_v_proj")}
+_JOINED = {
+    "x_block.attn": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "x_block.attn2": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "context_block.attn": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
 
 
 def _transformer(component: Path) -> Tensors:
@@ -208,9 +220,10 @@ def _transformer(component: Path) -> Tensors:
     for index in range(last + 1):
         for block, letters in _JOINED.items():
             for ending in ("weight", "bias"):
-                names = [f"transformer_blocks.{index}.attn.{letter}.{ending}" for letter in letters]
-                joined = torch.cat([tensors.pop(name) for name in names])
-                original[f"joint_blocks.{index}.{block}.attn.qkv.{ending}"] = joined
+                names = [f"transformer_blocks.{index}.{letter}.{ending}" for letter in letters]
+                if names[0] in tensors:  # only some blocks of SD3.5 have a second attention
+                    joined = torch.cat([tensors.pop(name) for name in names])
+                    original[f"joint_blocks.{index}.{block}.qkv.{ending}"] = joined
     for name, tensor in tensors.items():
         swapped = name.startswith(("norm_out.linear", f"transformer_blocks.{last}.norm1_context"))
         original[_renamed(name, _SD3)] = torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor

@@ -125,7 +125,7 @@ def build_sdxl(folder: Path, seed: int = 0) -> Path:
 
 
 def build_sd3(folder: Path, seed: int = 0, t5: bool = False) -> Path:
-    """Save a tiny SD3 checkpoint, with its T5 encoder or without."""
+    """Save a tiny checkpoint: SD3 without its T5 encoder, or SD3.5 with it, whose transformer has parts of its own."""
     torch.manual_seed(seed)
     transformer = SD3Transformer2DModel(
         sample_size=SIZE // 2,
@@ -139,6 +139,8 @@ def build_sd3(folder: Path, seed: int = 0, t5: bool = False) -> Path:
         caption_projection_dim=32,
         pooled_projection_dim=48,
         pos_embed_max_size=32,
+        qk_norm="rms_norm" if t5 else None,
+        dual_attention_layers=(0,) if t5 else (),
     )
     t5_config = T5Config(vocab_size=128, d_model=64, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     pipeline = StableDiffusion3Pipeline(
