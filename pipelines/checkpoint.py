@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.catalog import ModelEntry
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, IncompleteCheckpoint
 from pipelines.headers import read_header, read_json
 from pipelines.layouts import CLASSES, LAYOUTS, STEMS, UNUSED, WEIGHTED
 from pipelines.samplers import Prediction, scheduler_classes
@@ -34,70 +33,6 @@ class CheckpointSize:
         )
 
 
-def find_checkpoint(entry: ModelEntry) -> Path | None:
-    """Where an entry's checkpoint lies on this machine, or would; None for a hub id that was never downloaded."""
-    return entry.local or _in_cache(entry.source, "model_index.json", entry.revision)
-
-
-def _in_cache(hub_id: str, file: str, revision: str | None = None) -> Path | None:
-    """The folder of the hub's cache that holds a repository's file, if any does."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(hub_id, file, revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | None:
-    """Check all that lies on this machine of what an entry is built from: its source, its `config` and its `vae`.
-
-    Returns:
-        None for a hub id that was never downloaded.
-
-    Raises:
-        CheckpointError: as of `inspect_checkpoint`.
-    """
-    try:
-        size = CheckpointSize(0, 0, 0) if entry.vae is None else _measure(vae_files(entry))
-        place = find_checkpoint(entry)
-        if place is None:
-            return None
-        size += inspect_checkpoint(place, pipeline_class, entry.variant, entry.left_out)
-        if entry.config is not None:
-            local = Path(entry.config) if Path(entry.config).is_absolute() else None
-            folder = local or _in_cache(entry.config, "model_index.json")
-            if folder is None:
-                return None
-            index = inspect_index(folder, pipeline_class, entry.left_out)
-            lacking = [part for part in parts_lacking(place, pipeline_class) if part not in entry.left_out]
-            needed = [part for part in lacking if (index.get(part) or [None])[0]]
-            size += _measure([file for part in needed for file in weight_files(folder / part, part, entry.variant)])
-    except OSError as error:
-        raise CheckpointError(f"what model {entry.name!r} is built from cannot be read: {error}") from error
-    return size
-
-
-def vae_files(entry: ModelEntry) -> list[Path]:
-    """The weights of the VAE that an entry names in place of the checkpoint's own; none for a hub id.
-
-    Raises:
-        CheckpointError: they are not there, bring code, or are not safetensors.
-    """
-    place = Path(entry.vae or "")
-    if not place.is_absolute():
-        return []
-    if not place.exists():
-        raise CheckpointError(f"{place} does not exist; correct `vae` in models.toml.")
-    if place.is_file():
-        folder = Path(entry.config or entry.source)
-        if folder.is_absolute() and folder.is_dir() and not (folder / "vae" / "config.json").exists():
-            raise CheckpointError(f"{folder} lacks vae/config.json, by which the VAE {place} is configured.")
-        return [place]
-    refuse_code(place)
-    if not (place / "config.json").exists():
-        raise CheckpointError(f"{place} has no config.json, so it is not a VAE's folder; correct `vae` in models.toml.")
-    return weight_files(place, "vae")
-
-
 def inspect_checkpoint(
     path: Path, pipeline_class: str, variant: str | None = None, left_out: Collection[str] = ()
 ) -> CheckpointSize:
@@ -118,10 +53,10 @@ def inspect_checkpoint(
                 f"{path} does not exist; correct `source` in models.toml or put the checkpoint there."
             )
         if path.is_file():
-            return _measure([_single_file(path, pipeline_class)])
+            return measure([_single_file(path, pipeline_class)])
         index = inspect_index(path, pipeline_class, left_out)
         components = [name for name in WEIGHTED if (index.get(name) or [None])[0] and name not in left_out]
-        return _measure([file for name in components for file in weight_files(path / name, name, variant)])
+        return measure([file for name in components for file in weight_files(path / name, name, variant)])
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -146,12 +81,20 @@ def inspect_index(folder: Path, pipeline_class: str, left_out: Collection[str] =
         if not isinstance(index.get(component), list) or index[component][:1] == [None]:
             raise CheckpointError(f"{file} names no {component!r}, without which {pipeline_class} cannot work.")
     for component, value in index.items():
-        if component.startswith("_") or not isinstance(value, list) or value == [None, None]:
+        if component.startswith("_") or value == [None, None]:
+            continue
+        if not isinstance(value, list):
+            if component in CLASSES:
+                raise CheckpointError(
+                    f"{file}: component {component!r} must be [library, class]; fetch the file again."
+                )
             continue
         _check_class(file, pipeline_class, component, value)
         if component not in UNUSED and component not in left_out:
             if not (folder / component).is_dir():
-                raise CheckpointError(f"{folder} lacks the folder {component!r} that its model_index.json promises.")
+                raise IncompleteCheckpoint(
+                    f"{folder} lacks the folder {component!r} that its model_index.json promises."
+                )
             refuse_code(folder / component)
     return index
 
@@ -225,7 +168,7 @@ def weight_files(place: Path, component: str, variant: str | None = None) -> lis
         match[1] for file in place.iterdir() if (match := re.fullmatch(rf"{stem}\.(\w+)\.safetensors", file.name))
     }
     remedy = f'; set variant = "{min(others)}" in models.toml' if others else ""
-    raise CheckpointError(f"{place} holds no weights {stem}.safetensors{remedy}.")
+    raise IncompleteCheckpoint(f"{place} holds no weights {stem}.safetensors{remedy}.")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -238,7 +181,7 @@ def _shards(index: Path) -> list[Path]:
         if not shard.endswith(".safetensors") or Path(shard).name != shard:
             raise CheckpointError(f"{index} points to {shard[:200]!r}, which is not a .safetensors file beside it.")
         if not (index.parent / shard).exists():
-            raise CheckpointError(f"{index.parent} lacks {shard!r}, which {index.name} promises; fetch it again.")
+            raise IncompleteCheckpoint(f"{index.parent} lacks {shard!r}, which {index.name} promises; fetch it again.")
         files.append(index.parent / shard)
     return files
 
@@ -254,8 +197,7 @@ def _refuse_pickles(place: Path) -> None:
 
 def _single_file(path: Path, pipeline_class: str) -> Path:
     """A checkpoint in one file, if it is safetensors and holds the network of this pipeline."""
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path} is not a .safetensors file; other formats can run code and are refused.")
+    refuse_other_formats(path)
     tensors = read_header(path)
     holds = [name for name, layout in LAYOUTS.items() if _begins(tensors, layout.network)]
     if pipeline_class in LAYOUTS and pipeline_class not in holds:
@@ -265,6 +207,12 @@ def _single_file(path: Path, pipeline_class: str) -> Path:
             " a diffusers checkpoint give its whole folder as `source`."
         )
     return path
+
+
+def refuse_other_formats(file: Path) -> None:
+    """Raise CheckpointError for a file whose name is not that of a safetensors file."""
+    if file.suffix != ".safetensors":
+        raise CheckpointError(f"{file} is not a .safetensors file; other formats can run code and are refused.")
 
 
 def parts_lacking(file: Path, pipeline_class: str) -> list[str]:
@@ -278,6 +226,7 @@ def _begins(tensors: Mapping[str, Any], prefixes: tuple[str, ...]) -> bool:
     return any(name.startswith(prefixes) for name in tensors)
 
 
-def _measure(files: list[Path]) -> CheckpointSize:
+def measure(files: list[Path]) -> CheckpointSize:
+    """How much these safetensors files hold together."""
     parameters = sum(math.prod(tensor["shape"]) for file in files for tensor in read_header(file).values())
     return CheckpointSize(len(files), sum(file.stat().st_size for file in files), parameters)

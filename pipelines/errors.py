@@ -4,6 +4,7 @@ PipelineError
 ├── CatalogError          models.toml says something it may not (place and remedy in the message)
 ├── DeviceError           the device asked for is not here
 ├── CheckpointError       a checkpoint is missing, damaged, of another family or not safetensors
+│   └── IncompleteCheckpoint   files of it are not there
 ├── NoRoom                a model does not fit beside those at work, and may once they are done
 ├── InvalidRequest        one field of a request breaks a rule
 │   └── UnknownModel      the model named is not in the catalogue
@@ -27,6 +28,10 @@ class DeviceError(PipelineError):
 
 class CheckpointError(PipelineError):
     """A checkpoint cannot be loaded; the message names the file and the remedy."""
+
+
+class IncompleteCheckpoint(CheckpointError):
+    """Files of a checkpoint are not there; a hub's are downloaded."""
 
 
 class NoRoom(PipelineError):

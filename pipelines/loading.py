@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from pipelines.catalog import ModelEntry
-from pipelines.checkpoint import inspect_checkpoint, inspect_index, parts_lacking, vae_files, weight_files
+from pipelines.checkpoint import inspect_checkpoint, inspect_index, parts_lacking, weight_files
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header
 from pipelines.layouts import UNUSED
+from pipelines.sources import vae_files
 
 _TEXTS = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 """What a pipeline is configured with: everything but its weights."""
@@ -86,6 +87,8 @@ def _load_single_file(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype
     pipeline = pipeline_class.from_single_file(
         entry.source, config=str(folder), dtype=dtype, local_files_only=True, **given
     )
+    for part in lacking:
+        _refuse_incomplete(pipeline, part, folder, entry.variant)
     for module in pipeline.components.values():
         if hasattr(module, "tie_weights"):
             # T5's embedding has two names and the file one of them; diffusers leaves the other without values.

@@ -20,7 +20,6 @@ from pipelines.errors import (
     ImageFailed,
     ImageTooLarge,
     InvalidRequest,
-    NoRoom,
     NotANumber,
     UnknownModel,
 )
@@ -103,7 +102,6 @@ ANSWERS: dict[type[Exception], Answer] = {
     ImageTooLarge: Answer(500, "image_too_large"),
     DatabaseDamaged: Answer(500, "database_damaged"),
     ModelUnavailable: Answer(503, "model_unavailable"),
-    NoRoom: Answer(503, "no_room", retry=True),
     QueueFull: Answer(503, "queue_full", retry=True),
     Interrupted: Answer(503, "interrupted", retry=True),
     DatabaseBusy: Answer(503, "database_busy", retry=True),

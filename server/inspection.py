@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.catalog import Catalog, ModelEntry
-from pipelines.checkpoint import CheckpointSize, inspect_entry
+from pipelines.checkpoint import CheckpointSize
 from pipelines.errors import CatalogError, CheckpointError, DeviceError
 from pipelines.models_toml import load_catalog
+from pipelines.sources import inspect_entry
 from server.settings import Settings
 from storage.schema import inspect_database
 

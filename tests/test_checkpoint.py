@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.checkpoint import find_checkpoint, inspect_checkpoint, inspect_entry, parts_lacking
+from pipelines.checkpoint import inspect_checkpoint, parts_lacking
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header, read_json
 from pipelines.layouts import LAYOUTS
+from pipelines.sources import find_checkpoint, inspect_entry
 from tests.single_file import write_sd3, write_vae
 
 SDXL = "StableDiffusionXLPipeline"
@@ -374,7 +375,7 @@ def test_inspecting_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import pipelines.checkpoint, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    code = "import pipelines.sources, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -406,6 +407,9 @@ def test_an_entrys_vae_is_inspected_even_before_its_source_is_there(
     assert inspect_entry(replace(entry, vae=str(vae)), SD3) is None
     with pytest.raises(CheckpointError, match="correct `vae`"):
         inspect_entry(replace(entry, vae=f"{vae}.safetensors"), SD3)
+    write_pickle(tmp_path / "vae.pt", tmp_path / "canary")
+    with pytest.raises(CheckpointError, match=r"is not a \.safetensors file"):
+        inspect_entry(replace(entry, vae=str(tmp_path / "vae.pt")), SD3)
     (vae / "more.py").write_text("")
     with pytest.raises(CheckpointError, match="is code"):
         inspect_entry(replace(entry, vae=str(vae)), SD3)
@@ -413,6 +417,36 @@ def test_an_entrys_vae_is_inspected_even_before_its_source_is_there(
     (vae / "config.json").unlink()
     with pytest.raises(CheckpointError, match="has no config.json"):
         inspect_entry(replace(entry, vae=str(vae)), SD3)
+
+
+def test_what_a_hubs_cache_lacks_is_downloaded_and_no_fault(
+    checkpoints: Path, catalog: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "snapshot"
+    shutil.copytree(checkpoints / "sd3", cached)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _, file, **__: str(cached / file))
+    entry = replace(catalog.resolve("tiny-sd3"), source="somebody/model")
+    assert inspect_entry(entry, SD3) == inspect_checkpoint(checkpoints / "sd3", SD3)
+    reindex(cached, text_encoder_3=5)
+    with pytest.raises(CheckpointError, match="'text_encoder_3' must be"):
+        inspect_entry(entry, SD3)
+    reindex(cached, text_encoder_3=[None, None])
+    shutil.rmtree(cached / "transformer")
+    assert inspect_entry(entry, SD3) is None
+    (cached / "text_encoder" / "more.py").write_text("")
+    with pytest.raises(CheckpointError, match="is code"):
+        inspect_entry(entry, SD3)
+
+
+def test_a_vae_of_the_hub_is_inspected_in_its_cache(
+    checkpoints: Path, catalog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = checkpoints / "sd3" / "vae"
+    entry = replace(catalog.resolve("tiny-sd3"), vae="somebody/vae")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    assert inspect_entry(entry, SD3) is None
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _, file, **__: str(vae / file))
+    assert inspect_entry(entry, SD3) == inspect_checkpoint(checkpoints / "sd3", SD3)
 
 
 def test_a_vae_in_one_file_needs_a_configuration_beside_the_checkpoint(

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import server.scheduling.loop
-from pipelines.errors import CheckpointError, NoRoom, NotANumber
+from pipelines.errors import CheckpointError, NotANumber
 from storage.database import Database
 from storage.errors import DatabaseBusy, DiskFull
 from storage.files import MediaFiles
@@ -215,14 +215,6 @@ def test_a_full_queue_is_told_before_any_row_is_written(fake: FakeServer) -> Non
         assert 1 <= int(answer.headers["Retry-After"]) <= 120
         assert "x-should-retry" not in answer.headers
     assert fake.statuses == ["completed"] * 3
-
-
-def test_a_model_without_room_today_is_not_a_broken_one(fake: FakeServer) -> None:
-    fake.engine.failing["other"] = NoRoom("There is no room for model 'other' beside fake.")
-    answer = fake.post(model="other")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_room")
-    assert "x-should-retry" not in answer.headers
-    assert httpx.get(fake.url + "/ready").json()["broken_models"] == []
 
 
 def test_a_broken_model_is_listed_and_harms_nobody(fake: FakeServer, caplog: pytest.LogCaptureFixture) -> None:

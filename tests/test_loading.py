@@ -132,6 +132,19 @@ def test_a_single_file_without_t5_asks_for_none(models: Catalog, files: Path, tm
     assert pipeline.text_encoder_2 is not None
 
 
+def test_a_part_from_the_config_folder_with_a_tensor_missing_is_refused(
+    models: Catalog, files: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    shutil.copytree(files / "sd3", config)
+    (weights_file,) = (config / "text_encoder").glob("*.safetensors")
+    tensors = load_file(weights_file)
+    del tensors["text_model.encoder.layers.0.mlp.fc1.weight"]
+    save_file(tensors, weights_file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="text_encoder holds .* tensors"):
+        load(replace(models.resolve("sd35"), config=str(config)))
+
+
 def test_a_single_file_whose_encoders_are_nowhere_says_so(models: Catalog, files: Path, tmp_path: Path) -> None:
     config = tmp_path / "config"
     shutil.copytree(files / "sd3", config, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -229,6 +242,7 @@ def test_a_hub_id_in_the_cache_is_loaded_without_a_connection(
     models: Catalog, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub.constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository = tmp_path / "models--some--model"
     shutil.copytree(files / "sdxl", repository / "snapshots" / ("a" * 40))
@@ -246,6 +260,9 @@ def test_a_hub_id_in_the_cache_is_loaded_without_a_connection(
     fetched = []
 
     def fetch(repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
+        assert revision == snapshot.name, "another commit's configuration would land in another folder"
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
         fetched.append(name)
         (snapshot / "vae").mkdir(exist_ok=True)
         return str(shutil.copy(files / "sdxl" / name, snapshot / name))

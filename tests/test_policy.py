@@ -65,7 +65,7 @@ def test_nothing_running_means_nothing_rides() -> None:
 
 
 def admitted(waiting: list[Picture], running: list[Picture] | None = None, **facts: object) -> list[int]:
-    usual: dict[str, object] = {"max_rows": 4, "resident": ["m"], "busy": set(), "room_for_model": True}
+    usual: dict[str, object] = {"max_rows": 4, "resident": ["m"], "busy": set(), "crowded_out": set()}
     return orders(admit(waiting, running or [], **(usual | facts)))  # type: ignore[arg-type]
 
 
@@ -109,12 +109,12 @@ def test_one_model_is_begun_at_a_time() -> None:
 
 def test_a_swap_waits_for_room_and_holds_back_those_behind_it() -> None:
     waiting = [Picture(0, OTHER), Picture(1)]
-    assert admitted(waiting, busy={"m"}, room_for_model=False) == []
-    assert admitted(waiting, busy=set(), room_for_model=True) == [0]
+    assert admitted(waiting, busy={"m"}, crowded_out={"other"}) == []
+    assert admitted(waiting, busy=set(), crowded_out=set()) == [0]
 
 
 def test_a_model_that_is_being_loaded_counts_as_there() -> None:
-    assert admitted([Picture(0, OTHER)], busy={"other"}, room_for_model=False) == [0]
+    assert admitted([Picture(0, OTHER)], busy={"other"}, crowded_out={"other"}) == [0]
 
 
 def test_decoding_is_by_key_and_bounded_by_pixels() -> None:

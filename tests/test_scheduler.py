@@ -11,7 +11,7 @@ import pytest
 
 import server.scheduling.loop
 from pipelines.catalog import ModelEntry
-from pipelines.errors import CheckpointError, ImageFailed
+from pipelines.errors import CheckpointError, ImageFailed, NoRoom
 from pipelines.request import ImageRequest
 from server.gpu import GpuThread
 from server.scheduling.loop import MAX_RETRY_AFTER, Scheduler
@@ -147,6 +147,40 @@ async def test_models_beyond_the_limit_drain_and_swap_and_nobody_starves() -> No
         late = [submit(scheduler, "a", seed=seed) for seed in range(3)]
         await asyncio.gather(*(ticket.future for ticket in (*first, other, *late)))
     assert engine.loads == ["a", "b", "a"]
+
+
+class SmallEngine(FakeEngine):
+    """By count there is room for both models, by memory only for one."""
+
+    refused = 0
+
+    def load(self, entry: ModelEntry, busy: set[str]) -> None:
+        if entry.name not in self.resident:
+            if busy:
+                self.refused += 1
+                raise NoRoom("There is no room.")
+            self.resident.clear()
+        super().load(entry, busy)
+
+
+async def test_models_that_do_not_fit_together_drain_and_swap_and_the_attempt_is_made_once() -> None:
+    engine = SmallEngine(step_seconds=0.002)
+    async with scheduling(engine) as scheduler:
+        first = submit(scheduler, "a", steps=10)
+        await until(lambda: bool(engine.batches))
+        tickets = [first, *(submit(scheduler, model, seed=seed) for seed in range(3) for model in "ba")]
+        await asyncio.gather(*(ticket.future for ticket in tickets))
+    assert engine.loads[:2] == ["a", "b"]
+    assert engine.refused <= 2, "b beside a, and perhaps a beside b: each is learnt once"
+
+
+async def test_loading_ahead_where_there_is_no_room_is_no_failure() -> None:
+    async with scheduling(SmallEngine(step_seconds=0.002)) as scheduler:
+        running = submit(scheduler, "a", steps=20)
+        await until(lambda: scheduler.resident == ("a",))
+        await scheduler.load(entry("b"))
+        await running.future
+        assert scheduler.resident == ("a",)
 
 
 class OneThreadEngine(FakeEngine):

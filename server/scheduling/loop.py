@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.catalog import ModelEntry
-from pipelines.errors import PipelineError
+from pipelines.errors import NoRoom, PipelineError
 from pipelines.request import BatchKey, ImageRequest
 from server.gpu import GpuThread
 from server.scheduling import policy
@@ -81,12 +81,13 @@ class Scheduler:
         self._orders = count()
         self._turns = count(1)
         self._served: dict[BatchKey, int] = {}
+        self._apart = set[tuple[str, frozenset[str]]]()  # a model that did not fit beside others, and those others
         self._wake = {stage: asyncio.Event() for stage in Stage}
 
     @property
     def depth(self) -> int:
         """Images that wait or run."""
-        return sum(ticket.live for ticket in self._tickets)
+        return len(self._live())
 
     @property
     def retry_after(self) -> int:
@@ -125,8 +126,9 @@ class Scheduler:
             CheckpointError: it cannot be loaded.
         """
         busy = self._busy()
-        if self._room_beside(busy):
-            await self._visit(partial(self._engine.load, entry, busy))
+        if len(busy) < self._engine.resident_limit:
+            with suppress(NoRoom):
+                await self._visit(partial(self._engine.load, entry, busy))
 
     async def run(self) -> None:
         """Work until cancelled; then whoever still waits is told so."""
@@ -156,7 +158,7 @@ class Scheduler:
             max_rows=self._max_rows,
             resident=self.resident,
             busy=busy,
-            room_for_model=self._room_beside(busy),
+            crowded_out=self._crowded_out(busy),
         )
         if not batch:
             return False
@@ -168,9 +170,16 @@ class Scheduler:
             if entry.name not in self.resident:
                 log.info("loading model %s", entry.name)
             requests = [ticket.request for ticket in batch]
-            begun, _ = await self._visit(partial(_prepare, self._engine, entry, requests, busy))
-            for ticket, outcome in zip(batch, begun, strict=True):
-                self._begun(ticket, outcome)
+            try:
+                begun, _ = await self._visit(partial(_prepare, self._engine, entry, requests, busy))
+            except NoRoom as error:
+                log.info("%s It waits until they are done.", error)
+                self._apart.add((entry.name, frozenset(busy)))
+                for ticket in batch:
+                    ticket.stage = Stage.WAITING
+            else:
+                for ticket, outcome in zip(batch, begun, strict=True):
+                    self._begun(ticket, outcome)
         return True
 
     def _begun(self, ticket: Ticket, outcome: Any) -> None:
@@ -243,9 +252,12 @@ class Scheduler:
         """The models with images in flight: loaded, or about to be."""
         return {ticket.key.model for ticket in self._live() if ticket.stage is not Stage.WAITING}
 
-    def _room_beside(self, busy: Collection[str]) -> bool:
-        """Whether another model can be loaded while the busy ones stay."""
-        return len(busy) < self._engine.resident_limit
+    def _crowded_out(self, busy: Collection[str]) -> set[str]:
+        """The models wanted for which there is no room while the busy ones stay."""
+        wanted = {ticket.key.model for ticket in self._at(Stage.WAITING)}
+        if len(busy) >= self._engine.resident_limit:
+            return wanted
+        return {model for model, others in self._apart if model in wanted and others.issubset(busy)}
 
     def _live(self) -> list[Ticket]:
         return [ticket for ticket in self._tickets if ticket.live]
@@ -273,8 +285,7 @@ def _prepare(engine: EngineVerbs, entry: ModelEntry, requests: Sequence[ImageReq
 
 def _picture(ticket: Ticket, image: Any) -> Picture:
     text = ticket.denoising.conditioning
-    began = ticket.started or ticket.submitted
-    return Picture(image, monotonic() - began, text.prompt, text.negative_prompt)
+    return Picture(image, monotonic() - (ticket.started or ticket.submitted), text.prompt, text.negative_prompt)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def admit(
     max_rows: int,
     resident: Collection[str],
     busy: Collection[str],
-    room_for_model: bool,
+    crowded_out: Collection[str],
 ) -> list[C]:
     """The waiting images to encode and begin now: of one model, those that could ride soon.
 
@@ -68,7 +68,7 @@ def admit(
         running: the images begun and not yet finished.
         resident: the models loaded now.
         busy: the models with images in flight.
-        room_for_model: whether a model could be loaded while the busy ones stay.
+        crowded_out: the models that could not be loaded while the busy ones stay.
     """
     ahead: Counter[BatchKey] = Counter()
     lesser = deque(_in_order(running))
@@ -81,7 +81,7 @@ def admit(
             break
         if ahead[image.key] >= BATCHES_PER_KEY * max_rows:
             continue
-        if image.key.model not in resident and image.key.model not in busy and not room_for_model:
+        if image.key.model in crowded_out and image.key.model not in resident and image.key.model not in busy:
             break
         if chosen and image.key.model != chosen[0].key.model:
             continue

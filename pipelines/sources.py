@@ -1,0 +1,88 @@
+"""Where the parts of a catalogue entry lie on this machine, and a look at them before any is loaded. No torch here."""
+
+from pathlib import Path
+
+from pipelines.catalog import ModelEntry
+from pipelines.checkpoint import (
+    CheckpointSize,
+    inspect_checkpoint,
+    inspect_index,
+    measure,
+    parts_lacking,
+    refuse_code,
+    refuse_other_formats,
+    weight_files,
+)
+from pipelines.errors import CheckpointError, IncompleteCheckpoint
+
+
+def find_checkpoint(entry: ModelEntry) -> Path | None:
+    """Where an entry's checkpoint lies on this machine, or would; None for a hub id that was never downloaded."""
+    return entry.local or _in_cache(entry.source, "model_index.json", entry.revision)
+
+
+def _in_cache(hub_id: str, file: str, revision: str | None = None) -> Path | None:
+    """The folder of the hub's cache that holds a repository's file, if any does."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, file, revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | None:
+    """Check all that lies on this machine of what an entry is built from: its source, its `config` and its `vae`.
+
+    Returns:
+        None where a hub id is not here yet, or not all of it: it is downloaded when the model is first loaded.
+
+    Raises:
+        CheckpointError: as of `inspect_checkpoint`.
+    """
+    try:
+        size = measure(vae_files(entry))
+        if entry.vae is not None and not Path(entry.vae).is_absolute():
+            if (vae := _in_cache(entry.vae, "config.json")) is None:
+                return None
+            size += measure(weight_files(vae, "vae"))
+        if (place := find_checkpoint(entry)) is None:
+            return None
+        size += inspect_checkpoint(place, pipeline_class, entry.variant, entry.left_out)
+        if entry.config is not None:
+            local = Path(entry.config) if Path(entry.config).is_absolute() else None
+            folder = local or _in_cache(entry.config, "model_index.json")
+            if folder is None:
+                return None
+            index = inspect_index(folder, pipeline_class, entry.left_out)
+            lacking = [part for part in parts_lacking(place, pipeline_class) if part not in entry.left_out]
+            needed = [part for part in lacking if (index.get(part) or [None])[0]]
+            size += measure([file for part in needed for file in weight_files(folder / part, part, entry.variant)])
+    except IncompleteCheckpoint:
+        if all(Path(named).is_absolute() for named in (entry.source, entry.config, entry.vae) if named is not None):
+            raise
+        return None  # the rest is downloaded
+    except OSError as error:
+        raise CheckpointError(f"what model {entry.name!r} is built from cannot be read: {error}") from error
+    return size
+
+
+def vae_files(entry: ModelEntry) -> list[Path]:
+    """The weights of the VAE that an entry names in place of the checkpoint's own; none for a hub id.
+
+    Raises:
+        CheckpointError: they are not there, bring code, or are not safetensors.
+    """
+    place = Path(entry.vae or "")
+    if not place.is_absolute():
+        return []
+    if not place.exists():
+        raise CheckpointError(f"{place} does not exist; correct `vae` in models.toml.")
+    if place.is_file():
+        refuse_other_formats(place)
+        folder = Path(entry.config or entry.source)
+        if folder.is_absolute() and folder.is_dir() and not (folder / "vae" / "config.json").exists():
+            raise CheckpointError(f"{folder} lacks vae/config.json, by which the VAE {place} is configured.")
+        return [place]
+    refuse_code(place)
+    if not (place / "config.json").exists():
+        raise CheckpointError(f"{place} has no config.json, so it is not a VAE's folder; correct `vae` in models.toml.")
+    return weight_files(place, "vae")
