@@ -1,5 +1,6 @@
 """Loading a checkpoint through diffusers: concrete pipeline classes, safetensors only, no remote code."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from pipelines.errors import CheckpointError
 from pipelines.headers import read_header
 from pipelines.layouts import UNUSED
 from pipelines.sources import vae_files
+
+log = logging.getLogger(__name__)
 
 _TEXTS = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 """What a pipeline is configured with: everything but its weights."""
@@ -183,7 +186,13 @@ def _from_hub(fetch: Callable[..., Any], check: Callable[[Path], object]) -> Pat
         try:
             folder = Path(fetch(local_files_only=False))
         except OSError as unreachable:
-            raise (lacking if isinstance(lacking, CheckpointError) else unreachable) from unreachable
+            if isinstance(lacking, CheckpointError):
+                raise lacking from unreachable
+            log.warning("the hub's library says: %s", unreachable)
+            raise FileNotFoundError(
+                "it is not in the hub's cache and cannot be fetched; check the id's spelling, the connection and, where"
+                " a licence must be accepted first, HF_TOKEN."
+            ) from unreachable
         check(folder)
     return folder
 
@@ -223,6 +232,6 @@ def quiet_libraries() -> None:
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

@@ -143,7 +143,7 @@ def _check_side(field: str, name: str, side: int, entry: ModelEntry) -> None:
     """One side must be a positive multiple of the model's step, and no longer than the model can make."""
     step, longest = entry.size_step, entry.max_side
     if side > longest:
-        raise InvalidRequest(field, f"{name} {_shown(side)} is above {entry.name!r}'s longest side, {longest}.")
+        raise InvalidRequest(field, f"{name} {_shown(side)} is above {longest}, the longest side of {entry.name!r}.")
     if side <= 0 or side % step:
         near = min(max(step, round(side / step) * step), longest // step * step)
         raise InvalidRequest(

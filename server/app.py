@@ -18,7 +18,7 @@ from litestar.static_files import create_static_files_router
 from litestar.types import Message, Scope
 
 from pipelines.catalog import Catalog
-from pipelines.errors import InvalidRequest
+from pipelines.errors import InvalidRequest, PipelineError
 from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
 from server.errors import handle, request_id
@@ -106,7 +106,7 @@ async def _load_default(services: Services) -> None:
     try:
         await services.scheduler.load(entry)
     except Exception as error:
-        log.error("the default model cannot be loaded: %s", error, exc_info=error)
+        log.error("the default model cannot be loaded: %s", error, exc_info=not isinstance(error, PipelineError))
         services.jobs.broken.add(entry.name)
     else:
         log.info("ready: %s", ", ".join(services.scheduler.resident))

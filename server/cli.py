@@ -1,5 +1,6 @@
 """The command line: `darkroom serve | generate | models | doctor`."""
 
+import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -66,6 +67,7 @@ def generate(prompt: str, output: Path | None, count: int | None, **options: Any
     """Make a picture in this process, without a server."""
     from server.offline import generate_files
 
+    logging.disable(logging.ERROR)  # whatever fails is raised here, and told once
     given = {name: value for name, value in options.items() if value is not None}
     for path in generate_files(Settings.from_environment(), {"prompt": prompt, "n": count} | given, output):
         click.echo(path)

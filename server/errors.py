@@ -162,12 +162,14 @@ def _log(request: Request[Any, Any, Any], answer: Answer, error: Exception) -> N
     if answer.status < 500:
         return
     passing = answer.retry and answer is not UNFORESEEN
-    line = (request_id(request.scope), request.method, request.scope["path"], error)
+    # A checkpoint's error says all there is to say; what it was raised from is the libraries' inside.
+    told = error.__cause__ if isinstance(error, ModelUnavailable) else None
+    line = (request_id(request.scope), request.method, request.scope["path"], told or error)
     log.log(
         logging.WARNING if passing else logging.ERROR,
         "request %s: %s %r failed: %s",
         *line,
-        exc_info=None if passing else error,
+        exc_info=None if passing or told else error,
     )
 
 

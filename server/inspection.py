@@ -129,7 +129,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
     except CatalogError as error:
         yield Finding("models.toml", "cannot be used", str(error))
         return
-    yield Finding("models.toml", f"{catalog.path}, {len(catalog.entries)} models, default {catalog.default}")
+    demo = "" if catalog.path == settings.models else f"{settings.models} names no model, so the demo's: "
+    yield Finding("models.toml", f"{demo}{catalog.path}, {len(catalog.entries)} models, default {catalog.default}")
     for entry in catalog.entries.values():
         try:
             size = inspect_entry(entry, families()[entry.family].pipeline_class)

@@ -60,8 +60,9 @@ async def _make(settings: Settings, order: Order) -> Sequence[Picture | BaseExce
             tickets: list[Ticket] = []
 
             def watch(_: Ticket) -> None:
-                done = sum(ticket.step if ticket.live else ticket.request.steps for ticket in tickets)
-                bar.set_description("denoising" if done < total else "decoding", refresh=False)
+                done = sum(ticket.request.steps if _made(ticket) else ticket.step for ticket in tickets)
+                if done:
+                    bar.set_description_str("denoising" if done < total else "decoding", refresh=False)
                 bar.n = done
                 bar.refresh()
 
@@ -72,6 +73,10 @@ async def _make(settings: Settings, order: Order) -> Sequence[Picture | BaseExce
         worker.cancel()
         await asyncio.wait({worker})
         gpu.close()
+
+
+def _made(ticket: Ticket) -> bool:
+    return not ticket.live and not ticket.future.cancelled() and ticket.future.exception() is None
 
 
 _BAR = "{desc}: {bar} {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}]"

@@ -16,6 +16,8 @@ from litestar import Litestar
 from pipelines.models_toml import load_catalog
 from server.settings import Settings, SettingsError
 
+log = logging.getLogger(__name__)
+
 GRACE_SECONDS = 6
 """How long a stop lets pictures come to their end; with FAREWELL_SECONDS below the 10 s that containers are given.
 
@@ -59,14 +61,21 @@ def serve_forever(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS + FAREWELL_SECONDS,
     )
-    click.echo(f"Open {url} (started in {monotonic() - began:.1f} s; the default model is loading)", err=True)
-    asyncio.run(_serve(app, HttpServer(config, lambda: app.state.services.jobs.stop()), listener))
+    server = HttpServer(config, lambda: app.state.services.jobs.stop())
+
+    def announce() -> None:
+        if catalog.path != settings.models:
+            click.echo(f"{settings.models} names no model: the demo checkpoints are served", err=True)
+        click.echo(f"Open {url} (started in {monotonic() - began:.1f} s; the default model is loading)", err=True)
+
+    asyncio.run(_serve(app, server, listener, announce))
     return 0
 
 
-async def _serve(app: Litestar, server: uvicorn.Server, listener: socket.socket) -> None:
+async def _serve(app: Litestar, server: uvicorn.Server, listener: socket.socket, announce: Callable[[], None]) -> None:
     """The app's parts start and stop around the HTTP server, so that their errors reach the caller as they are."""
     async with app.lifespan():
+        announce()
         await server.serve(sockets=[listener])
 
 
@@ -83,6 +92,7 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace = (self.config.timeout_graceful_shutdown or 0) - FAREWELL_SECONDS
+        log.info("stopping: pictures under way have %d s to come to their end", max(0, grace))
         ending = asyncio.get_running_loop().call_later(max(0, grace), self._end_jobs)
         try:
             await super().shutdown(sockets)

@@ -47,6 +47,19 @@ def test_generate_writes_a_picture_that_carries_its_settings(checkpoints: Path, 
     assert "4/4 steps" in done.stderr, "the progress bar counts steps"
 
 
+def test_a_failure_is_told_once_and_shows_no_progress(checkpoints: Path) -> None:
+    done = darkroom("generate", "x", "--model", "missing", checkpoints=checkpoints)
+    assert done.returncode != 0
+    assert done.stderr.count("does not exist") == 1
+    assert "0/30 steps" in done.stderr and "30/30" not in done.stderr
+
+
+def test_doctor_says_when_the_demo_stands_in_for_a_file_that_is_not_there(checkpoints: Path, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere.toml")
+    done = darkroom("doctor", checkpoints=checkpoints, DARKROOM_MODELS=nowhere, DARKROOM_DATA=str(tmp_path / "data"))
+    assert f"{nowhere} names no model, so the demo's" in done.stdout
+
+
 def test_several_pictures_are_numbered_and_the_suffix_decides_the_format(checkpoints: Path, tmp_path: Path) -> None:
     arguments = ("generate", "a hat", "-n", "2", "-o", str(tmp_path / "hat.webp"), "--model", "tiny-sd3")
     done = darkroom(*arguments, checkpoints=checkpoints, DARKROOM_QUEUE_LIMIT="1")
