@@ -132,7 +132,7 @@ def _guard(request: Request[Any, Any, Any]) -> None:
     if "\0" in request.scope["path"]:
         raise NotFoundException  # to the system's own calls such a path is an error of another kind
     try:
-        urlsplit(f"//{request.headers.get('host', '')}").port  # noqa: B018 - it is read to see whether it can be
+        _ = urlsplit(f"//{request.headers.get('host', '')}").port  # a picture's absolute URL is built from it later
     except ValueError as error:
         raise InvalidRequest("Host", "Host: it must be a host, and a port of at most 65535 if any.") from error
     services: Services = request.app.state.services

@@ -15,14 +15,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import Scope
 
-from pipelines.errors import (
-    CheckpointError,
-    ImageFailed,
-    ImageTooLarge,
-    InvalidRequest,
-    NotANumber,
-    UnknownModel,
-)
+from pipelines.errors import CheckpointError, ImageFailed, ImageTooLarge, InvalidRequest, NotANumber, UnknownModel
 from server.scheduling.queue import QueueFull
 from storage.errors import DatabaseBusy, DatabaseDamaged, DiskFault, DiskFull, MetadataTooLarge, NotFound
 

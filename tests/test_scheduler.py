@@ -171,7 +171,7 @@ async def test_models_that_do_not_fit_together_drain_and_swap_and_the_attempt_is
         tickets = [first, *(submit(scheduler, model, seed=seed) for seed in range(3) for model in "ba")]
         await asyncio.gather(*(ticket.future for ticket in tickets))
     assert engine.loads[:2] == ["a", "b"]
-    assert engine.refused <= 2, "b beside a, and perhaps a beside b: each is learnt once"
+    assert 1 <= engine.refused <= 2, "b beside a, and perhaps a beside b: each is learnt once"
 
 
 async def test_loading_ahead_where_there_is_no_room_is_no_failure() -> None:
