@@ -1,7 +1,9 @@
 """The catalogue: which models there are, and everything that is known of each. No torch here."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipelines.errors import UnknownModel
@@ -56,6 +58,13 @@ class ModelEntry:
     aliases: tuple[str, ...]
     license: str | None
     price: float
+
+    @cached_property
+    def identity(self) -> str:
+        """The name and, behind an @, what its loaded networks depend on: another identity is another model to load."""
+        place = (self.family, self.source, self.revision, self.config, self.variant, self.vae)
+        way = (self.dtype, self.t5, self.max_sequence_length)
+        return f"{self.name}@{hashlib.sha256(repr((place, way)).encode()).hexdigest()[:8]}"
 
     @property
     def local(self) -> Path | None:

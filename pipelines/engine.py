@@ -19,6 +19,7 @@ from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineErr
 from pipelines.loading import quiet_libraries
 from pipelines.request import ImageRequest
 from pipelines.residency import Residency, free_memory
+from pipelines.state import EngineState
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ class Engine:
         quiet_libraries()
 
     @property
-    def resident(self) -> tuple[str, ...]:
-        """The names of the loaded models."""
-        return self._residency.names
+    def state(self) -> EngineState:
+        """What there is to know of it now."""
+        return EngineState(resident=self._residency.resident)
 
     def family(self, entry: ModelEntry) -> Family:
         """A loaded model's networks, for whoever measures or compares them."""

@@ -18,8 +18,13 @@ class BatchKey:
     """What rows must share to ride in one forward pass. Guidance, steps, sampler, seed and prompt are *not* in it."""
 
     model: str
+    """The entry's identity, so that a model whose weights were exchanged never shares a forward with its old self."""
     width: int
     height: int
+
+    @classmethod
+    def of(cls, entry: ModelEntry, request: "ImageRequest") -> "BatchKey":
+        return cls(entry.identity, request.width, request.height)
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,6 @@ class ImageRequest:
     schedule: str
     seed: int
     clip_skip: int | None = None
-
-    @property
-    def key(self) -> BatchKey:
-        return BatchKey(self.model, self.width, self.height)
 
     @property
     def guided(self) -> bool:

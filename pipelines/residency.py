@@ -3,7 +3,7 @@
 import gc
 import math
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -25,11 +25,11 @@ class Residency:
     def __init__(self, device: Device, limit: int) -> None:
         self._device = device
         self._limit = limit
-        self._loaded: OrderedDict[str, Family] = OrderedDict()
+        self._loaded: OrderedDict[str, Family] = OrderedDict()  # by identity
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The models loaded now, the one used longest ago first."""
+    def resident(self) -> tuple[str, ...]:
+        """The identities of the models loaded now, the one used longest ago first."""
         return tuple(self._loaded)
 
     def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
@@ -39,7 +39,7 @@ class Residency:
             CheckpointError: it cannot be loaded, or does not fit the device.
             NoRoom: it does not fit beside the busy models, which stay.
         """
-        if entry.name not in self._loaded:
+        if entry.identity not in self._loaded:
             dtype = self._device.dtype_for(entry.dtype)
             family = families()[entry.family].load(entry, self._device.torch_device, dtype)
             too_large = CheckpointError(
@@ -57,24 +57,30 @@ class Residency:
                     del family
                     free_memory(self._device.torch_device)
                     if self._loaded:
-                        raise NoRoom(f"There is no room for model {entry.name!r} beside {', '.join(self._loaded)}.")
+                        raise NoRoom(
+                            f"There is no room for model {entry.name!r} beside {', '.join(_names(self._loaded))}."
+                        )
                     raise too_large
-            self._loaded[entry.name] = family
-        self._loaded.move_to_end(entry.name)
+            self._loaded[entry.identity] = family
+        self._loaded.move_to_end(entry.identity)
 
     def get(self, entry: ModelEntry) -> Family:
         """A model that was loaded before; nothing is loaded here, in the middle of other people's steps."""
-        assert entry.name in self._loaded, f"{entry.name} was not loaded"
-        return self._loaded[entry.name]
+        assert entry.identity in self._loaded, f"{entry.name} was not loaded"
+        return self._loaded[entry.identity]
 
     def _evict(self, busy: Collection[str]) -> bool:
         """Unload the idle model used longest ago; False when none is idle."""
-        idle = next((name for name in self._loaded if name not in busy), None)
+        idle = next((model for model in self._loaded if model not in busy), None)
         if idle is None:
             return False
         del self._loaded[idle]
         free_memory(self._device.torch_device)
         return True
+
+
+def _names(identities: Iterable[str]) -> list[str]:
+    return [identity.partition("@")[0] for identity in identities]
 
 
 def _placed(family: Family) -> bool:

@@ -26,7 +26,8 @@ from server.gpu import GpuThread
 from server.jobs import Jobs
 from server.openapi import openapi_config
 from server.routes import controllers
-from server.scheduling.loop import EngineVerbs, Scheduler
+from server.scheduling.loop import Scheduler
+from server.scheduling.verbs import EngineVerbs
 from server.settings import Settings
 from server.state import Readiness, Services
 from storage.database import Database

@@ -10,6 +10,7 @@ from PIL import Image
 from pipelines.catalog import ModelEntry
 from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
+from pipelines.state import EngineState
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ class FakeEngine:
     loads: list[str] = field(default_factory=list)
     resident: list[str] = field(default_factory=list)
 
+    @property
+    def state(self) -> EngineState:
+        return EngineState(resident=tuple(self.resident))
+
     def load(self, entry: ModelEntry, busy: set[str]) -> None:
-        if entry.name in self.resident:
+        if entry.identity in self.resident:
             return
         excess = max(0, len(self.resident) - self.resident_limit + 1)
         for idle in [name for name in self.resident if name not in busy][:excess]:
@@ -61,7 +66,7 @@ class FakeEngine:
         assert len(self.resident) < self.resident_limit, "the scheduler loaded a model where there was no room"
         if entry.name in self.failing:
             raise self.failing[entry.name]
-        self.resident.append(entry.name)
+        self.resident.append(entry.identity)
         self.loads.append(entry.name)
 
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]:
@@ -72,7 +77,7 @@ class FakeEngine:
         return [text if isinstance(text, Exception) else FakeDenoising(request, text) for request, text in pairs]
 
     def step(self, entry: ModelEntry, batch: Sequence[FakeDenoising]) -> list[Exception | None]:
-        assert entry.name in self.resident, "a step for a model that is not loaded"
+        assert entry.identity in self.resident, "a step for a model that is not loaded"
         time.sleep(self.step_seconds)
         self.batches.append([image.request for image in batch])
         for image in batch:

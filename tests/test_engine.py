@@ -154,13 +154,17 @@ def test_a_size_beyond_the_table_of_positions_is_refused_for_that_image(engine: 
     assert isinstance(engine.begin(entry, too_wide, engine.encode(entry, too_wide))[0], InvalidRequest)
 
 
+def resident(engine: Engine) -> list[str]:
+    return [identity.partition("@")[0] for identity in engine.state.resident]
+
+
 def test_models_make_room_for_each_other_but_never_while_busy(catalog: Catalog) -> None:
     engine = Engine(pick_device("cpu"), resident_models=2)
     sdxl, sd3, third = (catalog.resolve(name) for name in MODELS)
     engine.load(sdxl)
     engine.load(sd3)
-    engine.load(third, busy={"tiny-sdxl"})
-    assert engine.resident == ("tiny-sdxl", "tiny-sd3-t5"), "the eldest is busy, so the next eldest went"
+    engine.load(third, busy={catalog.resolve("tiny-sdxl").identity})
+    assert resident(engine) == ["tiny-sdxl", "tiny-sd3-t5"], "the eldest is busy, so the next eldest went"
 
 
 def test_a_model_that_cannot_be_loaded_costs_nobody_their_place(catalog: Catalog) -> None:
@@ -168,7 +172,7 @@ def test_a_model_that_cannot_be_loaded_costs_nobody_their_place(catalog: Catalog
     engine.load(catalog.resolve("tiny-sdxl"))
     with pytest.raises(CheckpointError):
         engine.load(catalog.resolve("missing"))
-    assert engine.resident == ("tiny-sdxl",)
+    assert resident(engine) == ["tiny-sdxl"]
 
 
 def test_a_model_too_large_for_the_device_is_an_error_that_helps(
@@ -182,7 +186,7 @@ def test_a_model_too_large_for_the_device_is_an_error_that_helps(
     with pytest.raises(CheckpointError, match="does not fit in the memory") as refused:
         engine.load(catalog.resolve("tiny-sdxl"))
     assert refused.value.__cause__ is None and refused.value.__context__ is None, "either would keep the weights alive"
-    assert engine.resident == ()
+    assert resident(engine) == []
 
 
 def test_a_model_larger_than_the_device_costs_nobody_their_place(catalog: Catalog) -> None:
@@ -193,7 +197,7 @@ def test_a_model_larger_than_the_device_costs_nobody_their_place(catalog: Catalo
     engine.load(sd3)
     with pytest.raises(CheckpointError, match="does not fit in the memory"):
         engine.load(catalog.resolve("tiny-sd3-t5"))
-    assert engine.resident == ("tiny-sd3",)
+    assert resident(engine) == ["tiny-sd3"]
 
 
 def test_a_model_without_room_beside_busy_ones_may_be_asked_for_again(
@@ -204,16 +208,16 @@ def test_a_model_without_room_beside_busy_ones_may_be_asked_for_again(
     place = Family.place
 
     def room_for_one(family: Family) -> None:
-        if engine.resident:
+        if engine.state.resident:
             raise RuntimeError("MPS backend out of memory (planted)")
         place(family)
 
     monkeypatch.setattr(Family, "place", room_for_one)
     with pytest.raises(NoRoom, match="beside tiny-sdxl"):
-        engine.load(catalog.resolve("tiny-sd3"), busy={"tiny-sdxl"})
-    assert engine.resident == ("tiny-sdxl",)
+        engine.load(catalog.resolve("tiny-sd3"), busy={catalog.resolve("tiny-sdxl").identity})
+    assert resident(engine) == ["tiny-sdxl"]
     engine.load(catalog.resolve("tiny-sd3"))
-    assert engine.resident == ("tiny-sd3",)
+    assert resident(engine) == ["tiny-sd3"]
 
 
 def test_lack_of_memory_is_known_by_whatever_it_raises() -> None:
@@ -233,13 +237,13 @@ def test_idle_models_give_up_their_memory_to_one_that_lacks_it(
     place = Family.place
 
     def room_for_two(family: Family) -> None:
-        if len(engine.resident) == 2:
+        if len(engine.state.resident) == 2:
             raise torch.OutOfMemoryError("planted")
         place(family)
 
     monkeypatch.setattr(Family, "place", room_for_two)
-    engine.load(catalog.resolve("tiny-sd3-t5"), busy={"tiny-sdxl"})
-    assert engine.resident == ("tiny-sdxl", "tiny-sd3-t5"), "the one at work stayed"
+    engine.load(catalog.resolve("tiny-sd3-t5"), busy={catalog.resolve("tiny-sdxl").identity})
+    assert resident(engine) == ["tiny-sdxl", "tiny-sd3-t5"], "the one at work stayed"
 
 
 @pytest.mark.parametrize("name", MODELS)

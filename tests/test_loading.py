@@ -288,7 +288,7 @@ def test_a_broken_checkpoint_leaves_the_models_before_it_working(models: Catalog
     with pytest.raises(CheckpointError, match="truncated"):
         engine.load(replace(good, name="bad", source=str(tmp_path / "bad")))
     assert picture(engine, good).tobytes() == before.tobytes()
-    assert engine.resident == ("sdxl-folder",)
+    assert [identity.partition("@")[0] for identity in engine.state.resident] == ["sdxl-folder"]
 
 
 def test_a_configuration_that_is_not_the_networks_is_refused(models: Catalog, files: Path, tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from pipelines.catalog import ModelEntry
 from pipelines.errors import InvalidRequest
 from pipelines.families import family_facts
 from pipelines.models_toml import load_catalog
-from pipelines.request import MAX_PROMPT_CHARACTERS, MAX_SEED, ImageRequest, Wishes, check_range, settle, settle_size
+from pipelines.request import (
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    BatchKey,
+    ImageRequest,
+    Wishes,
+    check_range,
+    settle,
+    settle_size,
+)
 from pipelines.samplers import samplers_for
 from pipelines.sizes import parse_size, quality_steps, size_of_ratio
 
@@ -233,7 +242,8 @@ def test_rows_and_the_batch_key_follow_from_the_request() -> None:
     assert (request.guided, request.rows) == (False, 1)
     guided = settle(Wishes("a cat", guidance_scale=1.01, steps=3, sampler="euler"), entry(), 9)
     assert (guided.guided, guided.rows) == (True, 2)
-    assert guided.key == request.key != settle(Wishes("a hat", width=512), entry(), 0).key
+    keys = [BatchKey.of(entry(), one) for one in (guided, request, settle(Wishes("a hat", width=512), entry(), 0))]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_range_is_closed() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import server.scheduling.loop
+import server.scheduling.verbs
 from pipelines.catalog import ModelEntry
 from pipelines.errors import CheckpointError, ImageFailed, NoRoom
 from pipelines.request import ImageRequest
@@ -155,7 +155,7 @@ class SmallEngine(FakeEngine):
     refused = 0
 
     def load(self, entry: ModelEntry, busy: set[str]) -> None:
-        if entry.name not in self.resident:
+        if entry.identity not in self.resident:
             if busy:
                 self.refused += 1
                 raise NoRoom("There is no room.")
@@ -177,17 +177,17 @@ async def test_models_that_do_not_fit_together_drain_and_swap_and_the_attempt_is
 async def test_loading_ahead_where_there_is_no_room_is_no_failure() -> None:
     async with scheduling(SmallEngine(step_seconds=0.002)) as scheduler:
         running = submit(scheduler, "a", steps=20)
-        await until(lambda: scheduler.resident == ("a",))
+        await until(lambda: scheduler.resident == ["a"])
         await scheduler.load(entry("b"))
         await running.future
-        assert scheduler.resident == ("a",)
+        assert scheduler.resident == ["a"]
 
 
 class OneThreadEngine(FakeEngine):
     """Its state may be read on the GPU thread only."""
 
     def __getattribute__(self, name: str) -> Any:
-        assert name != "resident" or threading.current_thread().name.startswith("gpu"), "read on the event loop"
+        assert name != "state" or threading.current_thread().name.startswith("gpu"), "read on the event loop"
         return super().__getattribute__(name)
 
 
@@ -195,24 +195,24 @@ async def test_the_engines_state_is_read_on_the_gpu_thread_only() -> None:
     async with scheduling(OneThreadEngine(resident_limit=1)) as scheduler:
         await submit(scheduler, "a").future
         await submit(scheduler, "b").future
-        assert scheduler.resident == ("b",)
+        assert scheduler.resident == ["b"]
 
 
 async def test_a_model_that_a_failed_load_pushed_out_is_no_longer_resident() -> None:
     engine = FakeEngine(resident_limit=1, failing={"broken": CheckpointError("no such folder")})
     async with scheduling(engine) as scheduler:
         await submit(scheduler, "a").future
-        assert scheduler.resident == ("a",)
+        assert scheduler.resident == ["a"]
         with pytest.raises(CheckpointError):
             await submit(scheduler, "broken").future
-        assert scheduler.resident == ()
+        assert scheduler.resident == []
 
 
 async def test_a_model_is_loaded_ahead_of_its_first_image() -> None:
     engine = FakeEngine(failing={"broken": CheckpointError("no such folder")})
     async with scheduling(engine) as scheduler:
         await scheduler.load(entry("a"))
-        assert scheduler.resident == ("a",)
+        assert scheduler.resident == ["a"]
         with pytest.raises(CheckpointError):
             await scheduler.load(entry("broken"))
         await submit(scheduler, "a").future
@@ -246,7 +246,7 @@ async def test_a_steps_cost_is_its_own_and_not_that_of_what_it_queued_behind(mon
         return FakeEngine.step(engine, entry, batch)
 
     engine.encode, engine.step = slow_encode, step  # type: ignore[method-assign]
-    monkeypatch.setattr(server.scheduling.loop, "monotonic", lambda: clock)
+    monkeypatch.setattr(server.scheduling.verbs, "monotonic", lambda: clock)
     seen: list[float] = []
     async with scheduling(engine) as scheduler:
         monkeypatch.setattr(scheduler.cost, "observe", lambda key, rows, seconds: seen.append(seconds))
@@ -325,5 +325,5 @@ async def test_a_storm_of_random_joins_and_cancels_leaves_nothing_behind() -> No
             await asyncio.gather(*waiting, return_exceptions=True)
         assert scheduler.depth == 0
     assert all(isinstance(ticket.future.result(), Picture) for ticket in kept)
-    assert all(len({item.key for item in batch}) == 1 for batch in engine.batches)
+    assert all(len({(item.model, item.width, item.height) for item in batch}) == 1 for batch in engine.batches)
     assert all(sum(item.rows for item in batch) <= 5 for batch in engine.batches)

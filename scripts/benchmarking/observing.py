@@ -110,7 +110,7 @@ class ObservedEngine(Engine):
         self._observer = observer
 
     def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
-        known = entry.name in self.resident
+        known = entry.identity in self.state.resident
         super().load(entry, busy)
         if not known:
             self._observer.watch(self.family(entry))

@@ -11,20 +11,21 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import ceil
 from time import monotonic
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pipelines.catalog import ModelEntry
 from pipelines.errors import NoRoom, PipelineError
 from pipelines.request import BatchKey, ImageRequest
+from pipelines.state import EngineState
 from server.gpu import GpuThread
 from server.scheduling import policy
 from server.scheduling.cost import CostModel
 from server.scheduling.queue import Picture, QueueFull, Stage, Ticket
+from server.scheduling.verbs import EngineVerbs, visited
 
 log = logging.getLogger(__name__)
 
@@ -33,46 +34,13 @@ MAX_RETRY_AFTER = 120
 """Seconds; OpenAI's clients do not heed a longer Retry-After."""
 
 
-class EngineVerbs(Protocol):
-    """What the scheduler asks of an engine; a list holds a failure in the failed one's place.
-
-    All of it is the GPU thread's, but for `resident_limit`, which never changes.
-    """
-
-    @property
-    def resident(self) -> Collection[str]: ...
-    @property
-    def resident_limit(self) -> int: ...
-    def load(self, entry: ModelEntry, busy: set[str]) -> None: ...
-    def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]: ...
-    def begin(self, entry: ModelEntry, requests: Sequence[ImageRequest], encoded: Sequence[Any]) -> list[Any]: ...
-    def step(self, entry: ModelEntry, batch: Sequence[Any]) -> list[Exception | None]: ...
-    def finish(self, entry: ModelEntry, batch: Sequence[Any]) -> list[Any]: ...
-
-
-@dataclass(frozen=True)
-class Visit(Generic[T]):
-    """What a visit to the GPU thread came to, which models were loaded after it, and the seconds of its work alone."""
-
-    outcome: T | Exception
-    resident: tuple[str, ...]
-    seconds: float
-
-    @property
-    def result(self) -> T:
-        """What the work returned; what it raised is raised here."""
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        return self.outcome
-
-
 class Scheduler:
     """Owns every decision about which image computes when. Call it from the event loop only."""
 
     def __init__(self, engine: EngineVerbs, gpu: GpuThread, *, max_rows: int, queue_limit: int) -> None:
         self.cost = CostModel()
-        self.resident: tuple[str, ...] = ()
-        """The names of the models loaded when the GPU thread last reported."""
+        self.state = EngineState()
+        """The engine's, when the GPU thread last reported."""
         self._engine = engine
         self._gpu = gpu
         self._max_rows = max_rows
@@ -83,6 +51,11 @@ class Scheduler:
         self._served: dict[BatchKey, int] = {}
         self._apart = set[tuple[str, frozenset[str]]]()  # a model that did not fit beside others, and those others
         self._wake = {stage: asyncio.Event() for stage in Stage}
+
+    @property
+    def resident(self) -> list[str]:
+        """The names of the models on the device."""
+        return [identity.partition("@")[0] for identity in self.state.resident]
 
     @property
     def depth(self) -> int:
@@ -156,7 +129,7 @@ class Scheduler:
             self._at(Stage.WAITING),
             self._at(Stage.ENCODING, Stage.DENOISING),
             max_rows=self._max_rows,
-            resident=self.resident,
+            resident=self.state.resident,
             busy=busy,
             crowded_out=self._crowded_out(busy),
         )
@@ -167,14 +140,14 @@ class Scheduler:
             ticket.stage = Stage.ENCODING
             ticket.started = monotonic()
         with _failing(batch):
-            if entry.name not in self.resident:
+            if entry.identity not in self.state.resident:
                 log.info("loading model %s", entry.name)
             requests = [ticket.request for ticket in batch]
             try:
                 begun, _ = await self._visit(partial(_prepare, self._engine, entry, requests, busy))
             except NoRoom as error:
                 log.info("%s It waits until they are done.", error)
-                self._apart.add((entry.name, frozenset(busy)))
+                self._apart.add((entry.identity, frozenset(busy)))
                 for ticket in batch:
                     ticket.stage = Stage.WAITING
             else:
@@ -244,8 +217,8 @@ class Scheduler:
 
     async def _visit(self, work: Callable[[], T]) -> tuple[T, float]:
         """Have the GPU thread do some work and note which models are loaded after it; its result and its seconds."""
-        visit = await self._gpu(_visited, self._engine, work)
-        self.resident = visit.resident
+        visit = await self._gpu(visited, self._engine, work)
+        self.state = visit.state
         return visit.result, visit.seconds
 
     def _busy(self) -> set[str]:
@@ -264,17 +237,6 @@ class Scheduler:
 
     def _at(self, *stages: Stage) -> list[Ticket]:
         return [ticket for ticket in self._live() if ticket.stage in stages]
-
-
-def _visited(engine: EngineVerbs, work: Callable[[], T]) -> Visit[T]:
-    """On the GPU thread: work that failed may have evicted a model, so it reports as any other does."""
-    outcome: T | Exception
-    began = monotonic()
-    try:
-        outcome = work()
-    except Exception as error:
-        outcome = error
-    return Visit(outcome, tuple(engine.resident), monotonic() - began)
 
 
 def _prepare(engine: EngineVerbs, entry: ModelEntry, requests: Sequence[ImageRequest], busy: set[str]) -> list[Any]:

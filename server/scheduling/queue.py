@@ -61,7 +61,7 @@ class Ticket:
 
     @property
     def key(self) -> BatchKey:
-        return self.request.key
+        return BatchKey.of(self.entry, self.request)
 
     @property
     def rows(self) -> int:
