@@ -7,6 +7,7 @@ neighbours never notice.
 import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -16,7 +17,10 @@ from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
 from pipelines.device import Device, is_out_of_memory, synchronize
 from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
+from pipelines.families import families
 from pipelines.loading import quiet_libraries
+from pipelines.profile import Profile
+from pipelines.profiling import profile_of
 from pipelines.request import ImageRequest
 from pipelines.residency import Residency, free_memory
 from pipelines.state import EngineState
@@ -46,11 +50,12 @@ class Engine:
     Args:
         device: from `pick_device`.
         resident_models: how many models may be loaded at once.
+        profiles: the folder in which models' measured profiles are kept; None keeps none.
     """
 
-    def __init__(self, device: Device, resident_models: int = 2) -> None:
+    def __init__(self, device: Device, resident_models: int = 2, profiles: Path | None = None) -> None:
         self.device = device
-        self.resident_limit = resident_models
+        self._profiles = profiles
         self._residency = Residency(device, resident_models)
         quiet_libraries()
 
@@ -62,6 +67,23 @@ class Engine:
     def family(self, entry: ModelEntry) -> Family:
         """A loaded model's networks, for whoever measures or compares them."""
         return self._residency.get(entry)
+
+    @_inference
+    def read(self, entry: ModelEntry, progress: Callable[[str, float], None]) -> Family:
+        """Read a model's files into host memory, on any thread."""
+        return families()[entry.family].load(entry, self.device.torch_device, self.device.dtype_for(entry.dtype))
+
+    @_inference
+    def place(self, entry: ModelEntry, family: Family | None, busy: Collection[str] = ()) -> None:
+        self._residency.place(entry, family, busy)
+
+    def unload(self, identity: str) -> None:
+        self._residency.unload(identity)
+
+    @_inference
+    def measure(self, entry: ModelEntry) -> Profile:
+        """What a loaded model's work costs here: measured, or remembered from when it was."""
+        return profile_of(self._residency.get(entry), self.device, self._profiles)
 
     @_inference
     def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:

@@ -41,7 +41,15 @@ class Residency:
         """
         if entry.identity not in self._loaded:
             dtype = self._device.dtype_for(entry.dtype)
-            family = families()[entry.family].load(entry, self._device.torch_device, dtype)
+            self.place(entry, families()[entry.family].load(entry, self._device.torch_device, dtype), busy)
+        self._loaded.move_to_end(entry.identity)
+
+    def unload(self, identity: str) -> None:
+        self._loaded.pop(identity, None)
+
+    def place(self, entry: ModelEntry, family: Family | None, busy: Collection[str] = ()) -> None:
+        if entry.identity not in self._loaded:
+            assert family is not None
             too_large = CheckpointError(
                 f"model {entry.name!r} does not fit in the memory of {self._device}; choose a smaller `dtype` or"
                 " `variant` in models.toml, or a smaller model."

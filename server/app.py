@@ -22,7 +22,7 @@ from pipelines.errors import InvalidRequest, PipelineError
 from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
 from server.errors import handle, request_id
-from server.gpu import GpuThread
+from server.gpu import WorkerThread
 from server.jobs import Jobs
 from server.openapi import openapi_config
 from server.routes import controllers
@@ -76,10 +76,17 @@ async def _services(
 ) -> AsyncIterator[Services]:
     """Start the parts in order, hand them out, and stop them in the opposite order."""
     database = await Database.open(settings.data)
-    gpu = GpuThread()
+    gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     try:
         engine = await gpu(new_engine)
-        scheduler = Scheduler(engine, gpu, max_rows=settings.max_rows, queue_limit=settings.queue_limit)
+        scheduler = Scheduler(
+            engine,
+            gpu,
+            loader,
+            max_rows=settings.max_rows,
+            queue_limit=settings.queue_limit,
+            queue_seconds=settings.queue_seconds,
+        )
         jobs = Jobs(database, settings.data, scheduler)
         await jobs.recover()
         services = Services(settings, catalog, scheduler, jobs, Readiness({"models": "the default model is loading"}))
@@ -98,6 +105,7 @@ async def _services(
         try:
             await database.close()
         finally:
+            loader.close()
             gpu.close()  # the last, for it is waited for, and a supervisor's patience may end before a long load does
 
 

@@ -20,6 +20,8 @@ from storage.media import ImageFormat
 
 MAX_IMAGES = 10
 MAX_PRIORITY = 10
+MAX_DEADLINE = 86_400.0
+"""Seconds."""
 
 
 class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,6 +52,7 @@ class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
     aspect_ratio: str | None = None
     clip_skip: int | None = None
     priority: int | None = None
+    deadline: float | None = None
     session_id: str | None = None
 
 
@@ -126,6 +129,8 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
     count = 1 if body.n is None else body.n
     check_range("n", count, 1, MAX_IMAGES)
     check_range("priority", body.priority or 0, -MAX_PRIORITY, MAX_PRIORITY)
+    if body.deadline is not None:
+        check_range("deadline", body.deadline, 0, MAX_DEADLINE)
     if body.output_compression is not None:
         check_range("output_compression", body.output_compression, 0, 100)
     _check_looks(body)
@@ -154,6 +159,7 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
         format=format,
         compression=body.output_compression,
         priority=body.priority or 0,
+        deadline=body.deadline,
         session_id=_short("session_id", body.session_id),
         user=_short("user", body.user),
         safety_identifier=_short("safety_identifier", body.safety_identifier),

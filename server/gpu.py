@@ -1,4 +1,4 @@
-"""The one thread that owns every tensor, and the one way to reach it: `await gpu(function, ...)`."""
+"""The threads that work for the event loop: one owns every tensor, one reads models' files."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,18 +9,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class GpuThread:
+class WorkerThread:
     """Runs functions one after the other, in the order asked, on a thread of its own.
 
-    On a CPU too, loading included: each thread that computes gets OpenMP workers of its own, and once there are more
-    of them than cores, libgomp lets them sleep at every barrier. Each picture took twice as long then.
+    One thread does all computing, on a CPU too: each thread that computes gets OpenMP workers of its own, and once
+    there are more of them than cores, libgomp lets them sleep at every barrier. Each picture took twice as long then.
     """
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function on the GPU thread; the event loop goes on meanwhile."""
+        """Run a function on this thread; the event loop goes on meanwhile."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
 

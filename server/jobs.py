@@ -17,7 +17,7 @@ from pipelines.request import ImageRequest, TokenCount
 from server.disconnect import ClientGone
 from server.errors import Interrupted, explain, public
 from server.scheduling.loop import Scheduler
-from server.scheduling.queue import Picture, Ticket
+from server.scheduling.queue import Picture, Submission, Ticket
 from storage.database import Database
 from storage.encoding import encode
 from storage.errors import IllegalTransition
@@ -41,20 +41,26 @@ class Order:
     format: ImageFormat = ImageFormat.PNG
     compression: int | None = None
     priority: int = 0
+    deadline: float | None = None
     session_id: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def submission(self) -> Submission:
+        return Submission(self.priority, self.owner_id, self.deadline)
+
 
 @dataclass(frozen=True)
 class Result:
-    """A job's end: the images that were made, in order, and why others were not."""
+    """A job's end: the images made, why others were not, and (`promised`) how many seconds it was expected to take."""
 
     job: JobRecord
     images: Sequence[ImageRecord]
     failures: dict[int, str]
     seconds: float
+    promised: float | None
     prompt: TokenCount
     negative_prompt: TokenCount
 
@@ -119,7 +125,7 @@ class Jobs:
         """
         if self._closed:
             raise Interrupted
-        self._scheduler.check_room(self._reserved + len(order.requests))
+        self._scheduler.check_room(order.entry, order.requests, self._reserved)
         self._reserved += len(order.requests)
         run = _Run(order)
         task = asyncio.create_task(self._carry_out(run))
@@ -176,7 +182,7 @@ class Jobs:
             self._reserved -= len(run.order.requests)
         if run.stopped is None:  # nothing was awaited since, so the room that was reserved is still there
             run.tickets = [
-                self._scheduler.submit(run.order.entry, request, run.order.priority, lambda _: run.begun.set())
+                self._scheduler.submit(run.order.entry, request, run.order.submission, lambda _: run.begun.set())
                 for request in run.order.requests
             ]
         return job
@@ -248,7 +254,8 @@ class Jobs:
         images = await self.images.of_job(order.owner_id, job.id)
         first = kept[0].picture
         seconds = max(one.picture.seconds for one in kept)
-        return Result(ended, images, reasons, seconds, first.prompt, first.negative_prompt)
+        promised = max((one.picture.promised or 0.0 for one in kept), default=None)
+        return Result(ended, images, reasons, seconds, promised, first.prompt, first.negative_prompt)
 
     async def _end(self, job: JobRecord, error: Exception, images: Sequence[NewImage]) -> None:
         """End a job without pictures. Its row first: files may go once it is sure that no row names them."""

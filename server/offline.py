@@ -15,7 +15,7 @@ from pipelines.families import family_facts
 from pipelines.infotext import metadata
 from pipelines.models_toml import load_catalog
 from server.generation import image_format, order_of, read_body
-from server.gpu import GpuThread
+from server.gpu import WorkerThread
 from server.jobs import Order
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Picture, Ticket
@@ -50,9 +50,9 @@ def generate_files(settings: Settings, fields: dict[str, Any], output: Path | No
 
 async def _make(settings: Settings, order: Order) -> Sequence[Picture | BaseException]:
     """In each image's place its picture, or why there is none."""
-    gpu = GpuThread()
+    gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     engine = Engine(pick_device(settings.device), settings.resident_models)
-    scheduler = Scheduler(engine, gpu, max_rows=settings.max_rows, queue_limit=len(order.requests))
+    scheduler = Scheduler(engine, gpu, loader, max_rows=settings.max_rows, queue_limit=len(order.requests))
     worker = asyncio.create_task(scheduler.run())
     try:
         total = sum(request.steps for request in order.requests)
@@ -72,6 +72,7 @@ async def _make(settings: Settings, order: Order) -> Sequence[Picture | BaseExce
     finally:
         worker.cancel()
         await asyncio.wait({worker})
+        loader.close()
         gpu.close()
 
 

@@ -24,6 +24,7 @@ class Settings:
         resident_models: how many models may be loaded at once.
         max_rows: the most rows in one forward pass (an image with guidance takes two).
         queue_limit: the most images that may wait or run; more is answered 503 with Retry-After.
+        queue_seconds: the most work that may wait or run, in seconds of the device; the same answer.
         public_url: what absolute URLs start with, when the server stands behind a proxy.
         log_level: debug, info, warning or error.
     """
@@ -36,6 +37,7 @@ class Settings:
     resident_models: int = 2
     max_rows: int = 16
     queue_limit: int = 1000
+    queue_seconds: int = 300
     public_url: str = ""
     log_level: str = "info"
 
@@ -62,6 +64,7 @@ class Settings:
             "resident_models": (1, 64),
             "max_rows": (2, 256),
             "queue_limit": (1, 100_000),
+            "queue_seconds": (1, 86_400),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:

@@ -1,16 +1,21 @@
 """A fake engine, where only scheduling is under test: steps are instant or as slow as told, failures are planted."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from pipelines.catalog import ModelEntry
+from pipelines.errors import NoRoom
+from pipelines.profile import Profile
 from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
 from pipelines.state import EngineState
+
+FLAT = Profile(flops=(0.0, 1.0, 0.0), steps=((1.0, 0.001), (1e12, 0.001)), encode_seconds=1e-4, decode_seconds=1e-8)
+"""A step takes as long with many rows as with one, as the fake's do."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class FakeEngine:
     """By prompt or model name: the error that befalls it."""
     batches: list[list[ImageRequest]] = field(default_factory=list)
     decoded: list[list[ImageRequest]] = field(default_factory=list)
+    refused: int = 0
     loads: list[str] = field(default_factory=list)
     resident: list[str] = field(default_factory=list)
 
@@ -57,15 +63,28 @@ class FakeEngine:
     def state(self) -> EngineState:
         return EngineState(resident=tuple(self.resident))
 
-    def load(self, entry: ModelEntry, busy: set[str]) -> None:
+    def read(self, entry: ModelEntry, progress: Any) -> str:
+        if entry.name in self.failing:
+            raise self.failing[entry.name]
+        return entry.identity
+
+    def unload(self, identity: str) -> None:
+        self.resident.remove(identity)
+
+    def measure(self, entry: ModelEntry) -> Profile:
+        return FLAT
+
+    def place(self, entry: ModelEntry, family: Any, busy: Collection[str]) -> None:
         if entry.identity in self.resident:
             return
         excess = max(0, len(self.resident) - self.resident_limit + 1)
         for idle in [name for name in self.resident if name not in busy][:excess]:
             self.resident.remove(idle)
-        assert len(self.resident) < self.resident_limit, "the scheduler loaded a model where there was no room"
-        if entry.name in self.failing:
-            raise self.failing[entry.name]
+        if len(self.resident) >= self.resident_limit:
+            self.refused += 1
+            raise NoRoom(f"There is no room for {entry.name}.")
+        if f"place {entry.name}" in self.failing:
+            raise self.failing[f"place {entry.name}"]
         self.resident.append(entry.identity)
         self.loads.append(entry.name)
 

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from pipelines.infotext import metadata
 from pipelines.request import ImageRequest
 from server.generation import order_of, read_body
-from server.gpu import GpuThread
+from server.gpu import WorkerThread
 from storage.encoding import encode
 from storage.media import ImageFormat
 
@@ -32,7 +32,7 @@ class Baseline(ABC):
     def __init__(self, model: Model, observer: Observer) -> None:
         self._model = model
         self._observer = observer
-        self._thread = GpuThread()
+        self._thread = WorkerThread("pipeline")
 
     async def load(self) -> None:
         """Load on the very thread that computes: anywhere else it would cost the baseline half its speed on a CPU."""

@@ -11,8 +11,9 @@ from pipelines.families import families
 
 from .models import Model
 from .processes import SYSTEMS
-from .report import Progress, table, write_json
+from .report import Progress, write_json
 from .serving import Plan, measure_serving
+from .tables import table
 from .workload import WORKLOADS
 
 

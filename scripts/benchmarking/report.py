@@ -1,9 +1,8 @@
-"""How results are told: progress while it runs, tables on stdout, JSON files, and the machine in general terms."""
+"""How results are told: progress while it runs, JSON files, and the machine in general terms."""
 
 import json
 import platform
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -30,17 +29,6 @@ class Progress:
 
     def __call__(self, line: str) -> None:
         print(f"[{monotonic() - self._began:6.1f} s] {line}", file=sys.stderr, flush=True)
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table, its columns aligned; the first column holds names, the others figures."""
-    cells = [list(headers), *([_text(value) for value in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join(
-        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
-        for row in (cells[0], rule, *cells[1:])
-    )
 
 
 def write_json(folder: Path, name: str, device: Device, options: dict[str, Any], results: dict[str, Any]) -> Path:
@@ -73,12 +61,6 @@ def _cpu_name() -> str:
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value}"
 
 
 def _finite(value: Any) -> Any:

@@ -1,51 +1,135 @@
-"""What a step costs, learnt from the steps that ran. Pure: no clock, no torch, no event loop."""
+"""What the work ahead costs, from profiles measured at load and corrected by everything that ran. Pure: no clock."""
 
-from collections.abc import Iterable
-from typing import Protocol
+from dataclasses import dataclass, field
 
+from pipelines.profile import Profile
 from pipelines.request import BatchKey
 
 SMOOTHING = 0.2
-"""Weight of the newest observation in the exponentially weighted mean."""
+"""Weight of the newest observation in the exponentially weighted means."""
 
-UNKNOWN_SECONDS_PER_ROW = 0.1
-"""Before anything was measured: an estimate must be given, and a short one is corrected soonest."""
+KNEE_SLACK = 0.05
+"""Rows within this share of the best throughput are as good as the best: more only make everybody wait longer."""
+
+UNMEASURED = Profile(
+    flops=(0.0, 1.0, 0.0), steps=((1.0, 5e-7), (2.0**22, 2.1)), encode_seconds=0.05, decode_seconds=5e-7
+)
+"""Before anything was measured, half a second a megapixel: some estimate must be given, and the first steps mend it."""
 
 
-class Remaining(Protocol):
-    """An image as the cost model sees it."""
+@dataclass
+class _Ratio:
+    """How much longer things take than the profile says: an exponentially weighted mean of what was observed."""
 
-    @property
-    def key(self) -> BatchKey: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def evaluations_left(self) -> int: ...
+    value: float | None = None
+
+    def observe(self, ratio: float) -> None:
+        self.value = ratio if self.value is None else self.value + SMOOTHING * (ratio - self.value)
+
+
+@dataclass
+class _Model:
+    """One model's profile and its corrections."""
+
+    profile: Profile = UNMEASURED
+    steps: _Ratio = field(default_factory=_Ratio)
+    encode: _Ratio = field(default_factory=_Ratio)
+    decode: _Ratio = field(default_factory=_Ratio)
+    shapes: dict[tuple[int, int], dict[int, _Ratio]] = field(default_factory=dict)
 
 
 class CostModel:
-    """Seconds that one row adds to a forward pass: one rate per batch key, whatever the number of rows beside it."""
+    """Seconds of steps, encodings and decodings.
+
+    A step is read off its model's profile and multiplied by how much longer such steps took of late: of this shape and
+    these rows, else of this shape and the nearest rows, else of this model.
+    """
 
     def __init__(self) -> None:
-        self._per_row: dict[BatchKey, float] = {}
+        self._models: dict[str, _Model] = {}
+        self._known: dict[tuple[BatchKey, int], float] = {}
+        self._rates: dict[tuple[BatchKey, int], float] = {}
 
-    def observe(self, key: BatchKey, rows: int, seconds: float) -> None:
+    def adopt(self, model: str, profile: Profile) -> None:
+        """Take a model's measured profile; what was observed of the model before was measured against another."""
+        self._models[model] = _Model(profile)
+        self._forget(model)
+
+    def profile(self, model: str) -> Profile:
+        """A model's profile, without its corrections."""
+        return self._model(model).profile
+
+    def observe_step(self, key: BatchKey, rows: int, seconds: float) -> None:
         """Learn from one real step."""
-        seen = self._per_row.get(key)
-        fresh = seconds / rows
-        self._per_row[key] = fresh if seen is None else seen + SMOOTHING * (fresh - seen)
+        model = self._model(key.model)
+        ratio = seconds / model.profile.step_seconds(_pixels(key), rows)
+        model.steps.observe(ratio)
+        model.shapes.setdefault((key.width, key.height), {}).setdefault(rows, _Ratio()).observe(ratio)
+        self._forget(key.model)
 
-    def seconds_per_row(self, key: BatchKey) -> float:
-        """Seconds one row adds to a step; for a key never seen, that of the model's nearest size, by pixels."""
-        if key in self._per_row:
-            return self._per_row[key]
-        pixels = key.width * key.height
-        known = [other for other in self._per_row if other.model == key.model]
-        if not known:
-            return UNKNOWN_SECONDS_PER_ROW
-        nearest = min(known, key=lambda other: abs(other.width * other.height - pixels))
-        return self._per_row[nearest] * pixels / (nearest.width * nearest.height)
+    def observe_encode(self, model: str, images: int, seconds: float) -> None:
+        """Learn from the beginning of some images together."""
+        known = self._model(model)
+        known.encode.observe(seconds / images / known.profile.encode_seconds)
 
-    def seconds_left(self, images: Iterable[Remaining]) -> float:
-        """How long the device needs for all of these images together."""
-        return sum(image.rows * image.evaluations_left * self.seconds_per_row(image.key) for image in images)
+    def observe_decode(self, key: BatchKey, images: int, seconds: float) -> None:
+        """Learn from the decoding of some images together."""
+        known = self._model(key.model)
+        known.decode.observe(seconds / images / (known.profile.decode_seconds * _pixels(key)))
+
+    def step_seconds(self, key: BatchKey, rows: int) -> float:
+        """One forward pass of so many rows, and the samplers' own steps."""
+        if (key, rows) not in self._known:
+            model = self._model(key.model)
+            shape = model.shapes.get((key.width, key.height))
+            ratio = shape[min(shape, key=lambda seen: abs(seen - rows))] if shape else model.steps
+            expected = model.profile.step_seconds(_pixels(key), rows)
+            self._known[key, rows] = expected * (1.0 if ratio.value is None else ratio.value)
+        return self._known[key, rows]
+
+    def encode_seconds(self, model: str) -> float:
+        """What comes before one image's first step."""
+        known = self._model(model)
+        return known.profile.encode_seconds * (known.encode.value or 1.0)
+
+    def decode_seconds(self, key: BatchKey) -> float:
+        """What comes after one image's last step, on the device."""
+        known = self._model(key.model)
+        return known.profile.decode_seconds * _pixels(key) * (known.decode.value or 1.0)
+
+    def solo_seconds(self, key: BatchKey, rows: int, evaluations: int) -> float:
+        """How long the device needs for one image that has it to itself."""
+        steps = evaluations * self.step_seconds(key, rows)
+        return self.encode_seconds(key.model) + steps + self.decode_seconds(key)
+
+    def share_seconds(self, key: BatchKey, rows: int, evaluations: int, most: int) -> float:
+        """How much of the device's time one image takes in full batches: its part of what a backlog needs."""
+        steps = evaluations * rows / self.best_rate(key, most)
+        return steps + self.decode_seconds(key)
+
+    def best_rate(self, key: BatchKey, most: int) -> float:
+        """The highest throughput of a key, in rows a second, with at most so many rows."""
+        if (key, most) not in self._rates:
+            self._rates[key, most] = max(rows / self.step_seconds(key, rows) for rows in range(1, most + 1))
+        return self._rates[key, most]
+
+    def efficiency(self, key: BatchKey, rows: int, most: int) -> float:
+        """A step's throughput as a share of the best this key can have, 0 to 1."""
+        return min(1.0, rows / self.step_seconds(key, rows) / self.best_rate(key, most))
+
+    def knee(self, key: BatchKey, most: int) -> int:
+        """The fewest rows whose throughput is within KNEE_SLACK of the best that at most so many rows have."""
+        return next(rows for rows in range(1, most + 1) if self.efficiency(key, rows, most) >= 1 - KNEE_SLACK)
+
+    def _model(self, model: str) -> _Model:
+        return self._models.setdefault(model, _Model())
+
+    def _forget(self, model: str) -> None:
+        """What was worked out of a model before something new was learnt."""
+        for cache in (self._known, self._rates):
+            for key in [key for key in cache if key[0].model == model]:
+                del cache[key]
+
+
+def _pixels(key: BatchKey) -> int:
+    return key.width * key.height

@@ -1,10 +1,11 @@
-"""The scheduler: three workers on the event loop that begin, step and decode images through the GPU thread.
+"""The scheduler: workers on the event loop that load models and begin, step and decode images through the GPU thread.
 
     waiting --(encode, begin)--> running --(step, step, step)--> finished --(decode)--> picture
 
 Each worker does one turn at a time and awaits it; the GPU thread takes their calls in the order asked. So a new
 image's encoding runs between two steps, and so does a decode, while the step loop never waits for either's result.
-The engine's state is read on the GPU thread alone: each visit there reports what is loaded after it.
+A model's files are read on the loader thread, while other models' steps go on. The engine's state is read on the GPU
+thread alone: each visit there reports it.
 """
 
 import asyncio
@@ -13,180 +14,224 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
-from math import ceil
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from pipelines.catalog import ModelEntry
-from pipelines.errors import NoRoom, PipelineError
+from pipelines.errors import PipelineError
 from pipelines.request import BatchKey, ImageRequest
-from pipelines.state import EngineState
-from server.gpu import GpuThread
+from server.gpu import WorkerThread
 from server.scheduling import policy
-from server.scheduling.cost import CostModel
-from server.scheduling.queue import Picture, QueueFull, Stage, Ticket
-from server.scheduling.verbs import EngineVerbs, visited
+from server.scheduling.books import Books
+from server.scheduling.meter import Meter
+from server.scheduling.models import Models
+from server.scheduling.outlook import Outlook
+from server.scheduling.queue import Picture, QueueFull, Stage, Submission, Ticket
+from server.scheduling.verbs import EngineVerbs, Visits, prepare
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-MAX_RETRY_AFTER = 120
-"""Seconds; OpenAI's clients do not heed a longer Retry-After."""
+HOUSEKEEPING_SECONDS = 5.0
+"""How often the scheduler looks for models to unload that nobody's coming or going brings to its mind."""
 
 
 class Scheduler:
-    """Owns every decision about which image computes when. Call it from the event loop only."""
+    """Owns every decision about which image computes when. Call it from the event loop only.
 
-    def __init__(self, engine: EngineVerbs, gpu: GpuThread, *, max_rows: int, queue_limit: int) -> None:
-        self.cost = CostModel()
-        self.state = EngineState()
-        """The engine's, when the GPU thread last reported."""
+    Args:
+        gpu: the thread that owns every tensor.
+        loader: the thread that reads models' files.
+        max_rows: of a forward pass, unless the engine finds that it has memory for fewer.
+        queue_limit, queue_seconds: see `Outlook`.
+        idle_seconds: see `Models`.
+    """
+
+    def __init__(
+        self,
+        engine: EngineVerbs,
+        gpu: WorkerThread,
+        loader: WorkerThread,
+        *,
+        max_rows: int,
+        queue_limit: int,
+        queue_seconds: float = float("inf"),
+        idle_seconds: float = 0,
+        meter: Meter | None = None,
+    ) -> None:
+        self.books = Books(meter or Meter())
+        self.visits = Visits(engine, gpu)
+        self.models = Models(self.visits, loader, self.books, idle_seconds)
+        self.outlook = Outlook(self.books, self.cap, queue_limit=queue_limit, queue_seconds=queue_seconds)
         self._engine = engine
-        self._gpu = gpu
         self._max_rows = max_rows
-        self._queue_limit = queue_limit
         self._tickets: list[Ticket] = []
         self._orders = count()
-        self._turns = count(1)
-        self._served: dict[BatchKey, int] = {}
-        self._apart = set[tuple[str, frozenset[str]]]()  # a model that did not fit beside others, and those others
+        self._load = asyncio.Event()
         self._wake = {stage: asyncio.Event() for stage in Stage}
 
     @property
     def resident(self) -> list[str]:
         """The names of the models on the device."""
-        return [identity.partition("@")[0] for identity in self.state.resident]
+        return [identity.partition("@")[0] for identity in self.models.resident]
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """The images that wait or run, in the order in which they came."""
+        return [ticket for ticket in self._tickets if ticket.live]
 
     @property
     def depth(self) -> int:
         """Images that wait or run."""
-        return len(self._live())
+        return len(self.tickets)
 
-    @property
-    def retry_after(self) -> int:
-        """Whole seconds until about half of the queue is done, 1 to MAX_RETRY_AFTER."""
-        return max(1, min(MAX_RETRY_AFTER, ceil(self.cost.seconds_left(self._live()) / 2)))
+    def cap(self, key: BatchKey) -> int:
+        """The most rows a forward pass of this key may have."""
+        return min(self._max_rows, self.visits.state.row_caps.get(key, self._max_rows))
 
-    def check_room(self, images: int) -> None:
-        """Raise QueueFull unless so many more images may be submitted."""
-        if self.depth + images > self._queue_limit:
-            raise QueueFull(self._queue_limit, self.retry_after)
+    def check_room(self, entry: ModelEntry, requests: Sequence[ImageRequest], reserved: int = 0) -> None:
+        """Raise QueueFull unless these images, and so many more that are reserved, may be submitted."""
+        seconds = self.outlook.work(entry, requests)
+        try:
+            self.outlook.check_room(self.tickets, len(requests) + reserved, seconds)
+        except QueueFull:
+            self.books.meter.refused()
+            raise
 
     def submit(
         self,
         entry: ModelEntry,
         request: ImageRequest,
-        priority: int = 0,
+        wanted: Submission = Submission(),  # noqa: B008  # frozen
         watch: Callable[[Ticket], None] = lambda ticket: None,
     ) -> Ticket:
-        """Queue one image; a higher priority goes first.
-
-        Raises:
-            QueueFull: as many images wait or run as allowed.
-        """
-        self.check_room(1)
+        """Queue one image. Whether there is room for it is `check_room`'s to say."""
         future: asyncio.Future[Picture] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(entry, request, priority, next(self._orders), future, watch)
-        future.add_done_callback(lambda _: self._ended(ticket))
+        entered = self.books.clock.enter(wanted.owner)
+        ticket = Ticket(entry, request, wanted, next(self._orders), future, watch, self.books.clock, entered)
+        ticket.solo = self.books.solo_seconds(ticket)
         self._tickets.append(ticket)
-        self._wake[Stage.WAITING].set()
+        future.add_done_callback(lambda _: self._ended(ticket))
+        ticket.promised = self.outlook.end_of(ticket, self.tickets)
+        self._wake_all()
         return ticket
 
     async def load(self, entry: ModelEntry) -> None:
-        """Load a model before anybody asks for it; where the busy ones leave no room, nothing is done before then.
+        """Load a model before anybody asks for it, once there is room beside the busy ones.
 
         Raises:
             CheckpointError: it cannot be loaded.
         """
-        busy = self._busy()
-        if len(busy) < self._engine.resident_limit:
-            with suppress(NoRoom):
-                await self._visit(partial(self._engine.load, entry, busy))
+        there = self.models.want(entry)
+        self._load.set()
+        await asyncio.shield(there)
+
+    def retire(self, identities: Collection[str]) -> None:
+        """Models that are no longer offered leave once idle; images under way are finished with them."""
+        self.models.retire(identities)
+        self._load.set()
 
     async def run(self) -> None:
         """Work until cancelled; then whoever still waits is told so."""
         try:
             async with asyncio.TaskGroup() as workers:
-                workers.create_task(self._work(Stage.WAITING, self._begin_some))
-                workers.create_task(self._work(Stage.DENOISING, self._step_some))
-                workers.create_task(self._work(Stage.DECODING, self._decode_some))
+                workers.create_task(self._keep_house())
+                workers.create_task(self._work(self._load, self._load_some))
+                workers.create_task(self._work(self._wake[Stage.WAITING], self._begin_some))
+                workers.create_task(self._work(self._wake[Stage.DENOISING], self._step_some))
+                workers.create_task(self._work(self._wake[Stage.DECODING], self._decode_some))
         finally:
-            for ticket in self._live():
+            for ticket in self.tickets:
                 ticket.future.cancel()
 
-    async def _work(self, stage: Stage, turn: Callable[[], Awaitable[bool]]) -> None:
+    async def _work(self, wake: asyncio.Event, turn: Callable[[], Awaitable[bool]]) -> None:
         """Take turns while there is something to do, then sleep until there may be again."""
         while True:
-            await self._wake[stage].wait()
-            self._wake[stage].clear()
+            await wake.wait()
+            wake.clear()
             while await turn():
                 pass
 
+    async def _keep_house(self) -> None:
+        """Look now and then for models that only time has made idle."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            self._load.set()
+
+    async def _load_some(self) -> bool:
+        """Unload what is no longer wanted, or load the model of the foremost image that lacks one."""
+        if await self.models.unload_one({ticket.key.model for ticket in self.tickets}):
+            return True
+        entry = self.models.next(self._at(Stage.WAITING), self._busy())
+        if entry is None:
+            return False
+        try:
+            await self.models.bring(entry, self._busy)
+        except Exception as error:
+            self._fail(self._without(entry), error)
+        for ticket in self._without(entry):  # now that it is known what the model's work costs
+            ticket.solo = self.books.solo_seconds(ticket)
+        self._wake_all()
+        return True
+
     async def _begin_some(self) -> bool:
-        """Load the model, encode prompts and draw the noise of the images next in line."""
-        busy = self._busy()
-        batch = policy.admit(
-            self._at(Stage.WAITING),
-            self._at(Stage.ENCODING, Stage.DENOISING),
-            max_rows=self._max_rows,
-            resident=self.state.resident,
-            busy=busy,
-            crowded_out=self._crowded_out(busy),
-        )
+        """Encode prompts and draw the noise of the images next in line."""
+        waiting = self._at(Stage.WAITING)
+        ready = [ticket for ticket in waiting if ticket.key.model in self.models.resident]
+        ready = policy.not_held(ready, waiting, self._crowding)
+        begun = self._at(Stage.ENCODING, Stage.DENOISING)
+        batch = policy.admit(ready, begun, self.books.cost, self.cap, self._max_rows)
         if not batch:
             return False
         entry = batch[0].entry
+        self.models.used(entry.identity)
         for ticket in batch:
             ticket.stage = Stage.ENCODING
-            ticket.started = monotonic()
-        with _failing(batch):
-            if entry.identity not in self.state.resident:
-                log.info("loading model %s", entry.name)
-            requests = [ticket.request for ticket in batch]
-            try:
-                begun, _ = await self._visit(partial(_prepare, self._engine, entry, requests, busy))
-            except NoRoom as error:
-                log.info("%s It waits until they are done.", error)
-                self._apart.add((entry.identity, frozenset(busy)))
+            if ticket.started is None:
+                ticket.started = monotonic()
+                self.books.meter.waited(ticket.priority, ticket.started - ticket.submitted)
+        with self._failing(batch):
+            outcomes, seconds = await self.visits(
+                partial(prepare, self._engine, entry, [ticket.request for ticket in batch])
+            )
+            if outcomes is None:
                 for ticket in batch:
                     ticket.stage = Stage.WAITING
-            else:
-                for ticket, outcome in zip(batch, begun, strict=True):
-                    self._begun(ticket, outcome)
+                self._load.set()
+                return False
+            self.books.encoded(batch[0].key, len(batch), seconds)
+            for ticket, outcome in zip(batch, outcomes, strict=True):
+                self._begun(ticket, outcome)
         return True
 
     def _begun(self, ticket: Ticket, outcome: Any) -> None:
         if isinstance(outcome, Exception):
-            ticket.fail(outcome)
+            self._fail([ticket], outcome)
         elif ticket.live:
             ticket.denoising = outcome
+            ticket.note()
             ticket.stage = Stage.DENOISING
             self._wake[Stage.DENOISING].set()
             ticket.watch(ticket)
 
     async def _step_some(self) -> bool:
-        """One forward pass for the batch whose turn it is."""
-        running = self._at(Stage.DENOISING)
-        # A key that appears joins at the end of the round.
-        self._served = {ticket.key: self._served.get(ticket.key) or next(self._turns) for ticket in running}
-        batch = policy.ride(running, self._served, self._max_rows)
+        """One forward pass for the batch of the highest value."""
+        batch = policy.ride(self._at(Stage.DENOISING), self.books.cost, self.cap, self.depth)
         if not batch:
             return False
-        key = batch[0].key
-        self._served[key] = next(self._turns)
-        images, rows = [ticket.denoising for ticket in batch], sum(ticket.rows for ticket in batch)
-        with _failing(batch):
-            outcomes, seconds = await self._visit(partial(self._engine.step, batch[0].entry, images))
-            self.cost.observe(key, rows, seconds)
+        rows, images = sum(ticket.rows for ticket in batch), [ticket.denoising for ticket in batch]
+        with self._failing(batch):
+            outcomes, seconds = await self.visits(partial(self._engine.step, batch[0].entry, images))
+            self.books.stepped(batch[0].key, len(batch), rows, seconds)
             for ticket, failure in zip(batch, outcomes, strict=True):
                 self._stepped(ticket, failure)
         return True
 
     def _stepped(self, ticket: Ticket, failure: Exception | None) -> None:
         if failure is not None:
-            ticket.fail(failure)
+            self._fail([ticket], failure)
         elif ticket.live:
-            if ticket.denoising.finished:
+            ticket.note()
+            if not ticket.evaluations_left:
                 ticket.stage = Stage.DECODING
                 self._wake[Stage.DECODING].set()
                 self._wake[Stage.WAITING].set()
@@ -197,66 +242,56 @@ class Scheduler:
         batch = policy.decode(self._at(Stage.DECODING))
         if not batch:
             return False
-        with _failing(batch):
+        with self._failing(batch):
             images = [ticket.denoising for ticket in batch]
-            decoded, _ = await self._visit(partial(self._engine.finish, batch[0].entry, images))
+            decoded, seconds = await self.visits(partial(self._engine.finish, batch[0].entry, images))
+            self.books.decoded(batch[0].key, len(batch), seconds)
             for ticket, result in zip(batch, decoded, strict=True):
                 if isinstance(result, Exception):
-                    ticket.fail(result)
+                    self._fail([ticket], result)
                 elif ticket.live:
-                    ticket.future.set_result(_picture(ticket, result))
+                    ticket.future.set_result(ticket.picture(result))
         return True
 
     def _ended(self, ticket: Ticket) -> None:
         """A ticket's future is done, by whichever way: forget it, and let the next in line have its rows."""
         with suppress(ValueError):
             self._tickets.remove(ticket)
+        self.books.clock.leave(ticket.owner)
         ticket.denoising = None
-        self._wake[Stage.WAITING].set()
+        self._wake_all()
         ticket.watch(ticket)
 
-    async def _visit(self, work: Callable[[], T]) -> tuple[T, float]:
-        """Have the GPU thread do some work and note which models are loaded after it; its result and its seconds."""
-        visit = await self._gpu(visited, self._engine, work)
-        self.state = visit.state
-        return visit.result, visit.seconds
+    def _crowding(self, model: str) -> set[str]:
+        """The models for which there is no room while the busy ones and this one are there."""
+        return self.models.crowded_out(self._busy() | {model})
 
     def _busy(self) -> set[str]:
-        """The models with images in flight: loaded, or about to be."""
-        return {ticket.key.model for ticket in self._live() if ticket.stage is not Stage.WAITING}
+        """The models with images in flight."""
+        return {ticket.key.model for ticket in self.tickets if ticket.stage is not Stage.WAITING}
 
-    def _crowded_out(self, busy: Collection[str]) -> set[str]:
-        """The models wanted for which there is no room while the busy ones stay."""
-        wanted = {ticket.key.model for ticket in self._at(Stage.WAITING)}
-        if len(busy) >= self._engine.resident_limit:
-            return wanted
-        return {model for model, others in self._apart if model in wanted and others.issubset(busy)}
-
-    def _live(self) -> list[Ticket]:
-        return [ticket for ticket in self._tickets if ticket.live]
+    def _without(self, entry: ModelEntry) -> list[Ticket]:
+        return [ticket for ticket in self._at(Stage.WAITING) if ticket.key.model == entry.identity]
 
     def _at(self, *stages: Stage) -> list[Ticket]:
-        return [ticket for ticket in self._live() if ticket.stage in stages]
+        return [ticket for ticket in self.tickets if ticket.stage in stages]
 
+    def _wake_all(self) -> None:
+        """Somebody came or went: there may be something to load or to begin."""
+        self._load.set()
+        self._wake[Stage.WAITING].set()
 
-def _prepare(engine: EngineVerbs, entry: ModelEntry, requests: Sequence[ImageRequest], busy: set[str]) -> list[Any]:
-    """Everything before an image's first step, in one visit to the GPU thread, so that it waits for one step only."""
-    engine.load(entry, busy)
-    return engine.begin(entry, requests, engine.encode(entry, requests))
+    @contextmanager
+    def _failing(self, batch: Sequence[Ticket]) -> Iterator[None]:
+        """An unforeseen error in here ends these tickets, not the scheduler."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(batch, error)
 
-
-def _picture(ticket: Ticket, image: Any) -> Picture:
-    text = ticket.denoising.conditioning
-    return Picture(image, monotonic() - (ticket.started or ticket.submitted), text.prompt, text.negative_prompt)
-
-
-@contextmanager
-def _failing(batch: Sequence[Ticket]) -> Iterator[None]:
-    """An unforeseen error in here ends these tickets, not the scheduler."""
-    try:
-        yield
-    except Exception as error:
+    def _fail(self, batch: Sequence[Ticket], error: Exception) -> None:
         # A foreseen error explains itself; another needs its traceback.
-        log.error("%d images failed: %s", len(batch), error, exc_info=not isinstance(error, PipelineError))
+        log.error("%d images failed: %s", len(batch), error, exc_info=not isinstance(error, PipelineError) and error)
         for ticket in batch:
+            self.books.meter.failed(type(error).__name__)
             ticket.fail(error)

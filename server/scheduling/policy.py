@@ -1,23 +1,59 @@
-"""Which images are begun, which ride the next step, which are decoded together. Pure functions of what there is."""
+"""Which images are begun, which ride the next step, which are decoded together. Pure functions of what there is.
 
-from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+The next step is the one of the highest value per second. An image's value is one finished picture, divided by the
+forward passes it still needs: what is nearly done comes first, which no order beats in mean latency (Schrage and
+Miller, 1966, doi:10.1287/opre.14.4.670). Two things bend that rule:
+
+- *Age.* The value grows with the shares of the device an image would have had under equal sharing (`fairness`), and
+  past MOST_SHARES of them it goes before all others of its class: nothing starves.
+- *Backlog.* Half-empty batches waste time that everybody who waits pays for, so a step's value is multiplied by its
+  efficiency to a power that rises with their number.
+
+Both sides of each trade come from the cost model. Whether images ride together or one after the other follows: a row
+joins a batch where the value it adds is worth the seconds it adds, which below the knee are few. `scripts/simulate.py`
+holds this against other orders.
+"""
+
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypeVar
 
 from pipelines.request import BatchKey
+from server.scheduling.fairness import MOST_SHARES
 
 DECODE_PIXELS = 4 * 1024 * 1024
 """Pixels decoded together: the VAE's memory grows with them, and past this its speed does not."""
 
-BATCHES_PER_KEY = 2
-"""How far ahead of the device one key is begun, so that an image is ready whenever rows fall free."""
+BATCHES_BEGUN = 4
+"""How many full batches of images are kept begun: each keeps its conditioning and latents on the device."""
 
-BATCHES_IN_ALL = 4
-"""The same over all keys: each begun image keeps its conditioning and latents on the device."""
+URGENT_BATCHES = 8
+"""The same for what would ride at once, so that a flood of ever shorter images cannot fill the memory."""
+
+CROWD = 5
+"""With so many images the efficiency counts once, with twice as many squared; found with scripts/simulate.py."""
+
+MOST_EFFICIENCY = 3.0
+"""The highest power of the efficiency."""
+
+CLASS_VALUE = 1 / 16
+"""What an image is worth beside one whose priority is higher by one: it may fill rows that cost next to nothing."""
+
+STARVED = 10.0
+"""Past so many shares an image goes before everybody, whatever its class: urgent work without end starves nobody."""
+
+ABOVE_ALL = 1000
+"""A class above every priority that can be asked for."""
+
+SWAP_SHARES = 1.0
+"""How many shares of waiting make a model's turn come that has no room beside the busy ones."""
 
 
 class Candidate(Protocol):
-    """An image as the policy sees it."""
+    """An image as the policy sees it.
+
+    `shares` is how often equal sharing would have finished it by now; `pressing` says that it meets its deadline only
+    if it goes on now.
+    """
 
     @property
     def key(self) -> BatchKey: ...
@@ -27,92 +63,134 @@ class Candidate(Protocol):
     def priority(self) -> int: ...
     @property
     def order(self) -> int: ...
+    @property
+    def evaluations_left(self) -> int: ...
+    @property
+    def shares(self) -> float: ...
+    @property
+    def pressing(self) -> bool: ...
+
+
+class Costs(Protocol):
+    """What the policy asks of the cost model."""
+
+    def step_seconds(self, key: BatchKey, rows: int) -> float: ...
+    def efficiency(self, key: BatchKey, rows: int, most: int) -> float: ...
+
+
+class Caps(Protocol):
+    """The most rows a forward pass of a key may have."""
+
+    def __call__(self, key: BatchKey) -> int: ...
 
 
 C = TypeVar("C", bound=Candidate)
 
 
-def ride(running: Sequence[C], served: Mapping[BatchKey, int], max_rows: int) -> list[C]:
-    """The batch of the next step: images of one key, at most `max_rows` rows (one image always fits).
+def ride(images: Sequence[C], costs: Costs, caps: Caps, crowd: int) -> list[C]:
+    """The batch of the next step: images of one key, at most `caps(key)` rows (one image always fits).
 
-    Among the images of the highest priority the key that was served longest ago has its turn, so no shape starves.
+    Only keys that hold an image of the foremost rank are looked at; others may fill that batch up.
 
     Args:
-        served: for each key the number of the turn it was served last, or of the turn it appeared.
+        crowd: how many images there are in all, those not begun too.
     """
-    if not running:
+    if not images:
         return []
-    top = max(image.priority for image in running)
-    keys = {image.key for image in running if image.priority == top}
-    turn = min(keys, key=lambda key: (served.get(key, 0), _first(running, key)))
-    return _fit([image for image in _in_order(running) if image.key == turn], max_rows)
+    foremost = max(_rank(image) for image in images)
+    top = max(image.priority for image in images)
+    power = min(MOST_EFFICIENCY, crowd / CROWD)
+    best: list[C] = []
+    highest = -1.0
+    for key in dict.fromkeys(image.key for image in images if _rank(image) == foremost):
+        alike = [image for image in images if image.key == key]
+        batch, value = _best_of(alike, top, power, costs, caps(key))
+        if value > highest:
+            best, highest = batch, value
+    return best
 
 
-def admit(
-    waiting: Sequence[C],
-    running: Sequence[Candidate],
-    *,
-    max_rows: int,
-    resident: Collection[str],
-    busy: Collection[str],
-    crowded_out: Collection[str],
-) -> list[C]:
-    """The waiting images to encode and begin now: of one model, those that could ride soon.
-
-    Images are begun `BATCHES_PER_KEY` and `BATCHES_IN_ALL` ahead of the device; the rest keep no memory there. Only
-    the rows that would ride no later count, those of the image's own priority or a higher one, so nobody urgent
-    waits for what it will overtake. Once the next in line needs a model for which there is no room, nobody behind
-    it is begun: the busy models drain and the swap comes.
+def admit(waiting: Sequence[C], begun: Sequence[C], costs: Costs, caps: Caps, most_rows: int) -> list[C]:
+    """The waiting images to encode and begin now, all of one model: those that would ride next, or right after.
 
     Args:
-        running: the images begun and not yet finished.
-        resident: the models loaded now.
-        busy: the models with images in flight.
-        crowded_out: the models that could not be loaded while the busy ones stay.
+        waiting: images whose model is on the device.
+        begun: the images begun and not yet finished.
+        most_rows: of any forward pass.
     """
-    ahead: Counter[BatchKey] = Counter()
-    lesser = deque(_in_order(running))
+    crowd = len(waiting) + len(begun)
+    rows = sum(image.rows for image in begun)
+    everybody = [*begun, *waiting]
     chosen: list[C] = []
-    for image in _in_order(waiting):
-        while lesser and lesser[0].priority >= image.priority:
-            begun = lesser.popleft()
-            ahead[begun.key] += begun.rows
-        if ahead.total() >= BATCHES_IN_ALL * max_rows:
-            break
-        if ahead[image.key] >= BATCHES_PER_KEY * max_rows:
-            continue
-        if image.key.model in crowded_out and image.key.model not in resident and image.key.model not in busy:
-            break
-        if chosen and image.key.model != chosen[0].key.model:
-            continue
-        chosen.append(image)
-        ahead[image.key] += image.rows
+    for batches in (URGENT_BATCHES, BATCHES_BEGUN):
+        riding = set(map(id, ride(everybody, costs, caps, crowd)))
+        for image in waiting:
+            fits = rows < batches * most_rows and (not chosen or image.key.model == chosen[0].key.model)
+            if id(image) in riding and fits:
+                chosen.append(image)
+                rows += image.rows
+        everybody = [image for image in everybody if id(image) not in riding]
     return chosen
 
 
 def decode(finished: Sequence[C]) -> list[C]:
-    """The finished images to decode together: the first one's key, at most `DECODE_PIXELS` (one always fits)."""
+    """The finished images to decode together: the foremost one's key, at most `DECODE_PIXELS` (one always fits)."""
     if not finished:
         return []
-    key = finished[0].key
+    key = max(finished, key=lambda image: (_rank(image), -image.order)).key
     count = max(1, DECODE_PIXELS // (key.width * key.height))
     return [image for image in finished if image.key == key][:count]
 
 
-def _in_order(images: Sequence[C]) -> list[C]:
-    return sorted(images, key=lambda image: (-image.priority, image.order))
+def next_model(waiting: Sequence[C], absent: Collection[str]) -> C | None:
+    """The image whose model is to be loaded next: of those whose model is absent, the foremost and then the eldest."""
+    without = [image for image in waiting if image.key.model in absent]
+    return max(without, key=lambda image: (_rank(image), -image.order), default=None)
 
 
-def _first(images: Sequence[Candidate], key: BatchKey) -> int:
-    return min(image.order for image in images if image.key == key)
+def not_held(ready: Sequence[C], waiting: Sequence[C], crowding: Callable[[str], Collection[str]]) -> list[C]:
+    """Of the images that could be begun, those that need not wait for a swap of models.
+
+    A swap is due once an image whose model finds no room has had a whole share of the device's time go by. The models
+    in its way then drain: none of their images is begun but those of a higher class.
+
+    Args:
+        crowding: the models that find no room while a given one has images in flight.
+    """
+    due = [image for image in waiting if image.shares >= SWAP_SHARES]
+    held = {
+        model: max((image.priority for image in due if image.key.model in crowding(model)), default=-ABOVE_ALL)
+        for model in {image.key.model for image in ready}
+    }
+    return [image for image in ready if image.priority > held[image.key.model]]
 
 
-def _fit(images: Sequence[C], max_rows: int) -> list[C]:
+def _rank(image: Candidate) -> tuple[int, int]:
+    """What goes before value: the class, and within it who waited too long or has a deadline at stake."""
+    if image.shares >= STARVED:
+        return ABOVE_ALL, 2
+    return image.priority, 2 if image.shares >= MOST_SHARES else 1 if image.pressing else 0
+
+
+def _best_of(images: Sequence[C], top: int, power: float, costs: Costs, most: int) -> tuple[list[C], float]:
+    """Of one key's images, those whose step has the highest value per second, and that value."""
     chosen: list[C] = []
-    rows = 0
-    for image in images:
-        if chosen and rows + image.rows > max_rows:
+    best: tuple[int, float] = (0, -1.0)
+    rows, value = 0, 0.0
+    ranked = [(_rank(image), _worth(image, top), -image.order, image) for image in images]
+    for _, worth, _, image in sorted(ranked, key=lambda entry: entry[:3], reverse=True):
+        if chosen and rows + image.rows > most:
             continue
         chosen.append(image)
         rows += image.rows
-    return chosen
+        value += worth * image.rows
+        rate = value / costs.step_seconds(image.key, rows) * costs.efficiency(image.key, rows, most) ** power
+        if rate > best[1]:
+            best = (len(chosen), rate)
+    return chosen[: best[0]], best[1]
+
+
+def _worth(image: Candidate, top: int) -> float:
+    """The value that one row of a step of this image has."""
+    lower = CLASS_VALUE ** max(0, top - image.priority)
+    return (1 + image.shares) * lower / (image.evaluations_left * image.rows)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from time import monotonic
 from typing import Any
 
@@ -11,13 +12,15 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.request import BatchKey, ImageRequest, TokenCount
+from server.scheduling.fairness import FairClock
+from server.scheduling.forecast import Plan
 
 
 class QueueFull(Exception):
-    """As many images wait or run as the server allows; come back after `retry_after` seconds."""
+    """As much waits or runs as the server allows; come back after `retry_after` seconds."""
 
-    def __init__(self, limit: int, retry_after: int) -> None:
-        super().__init__(f"The queue is full ({limit} images). Try again in {retry_after} seconds.")
+    def __init__(self, reason: str, retry_after: int) -> None:
+        super().__init__(f"The queue is full ({reason}). Try again in {retry_after} seconds.")
         self.retry_after = retry_after
 
 
@@ -32,34 +35,71 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished image: its pixels, how long it took from its first work to its last, and what its text came to."""
+    """A finished image: its pixels, how long it took from its first work to its last, and what its text came to.
+
+    `promised` is the seconds from submission to end that were expected when it was submitted, `seconds_waited` those
+    that went by before its first work.
+    """
 
     image: Image
     seconds: float
     prompt: TokenCount
     negative_prompt: TokenCount
+    seconds_waited: float = 0.0
+    promised: float | None = None
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is asked of the scheduler besides the image itself.
+
+    Attributes:
+        priority: a higher one goes first, and is never held up by a lower one for longer than a step.
+        owner: who is to have a fair share of the device.
+        deadline: seconds from now by which the picture is wanted, if that can be kept without harm to higher classes.
+    """
+
+    priority: int = 0
+    owner: str = ""
+    deadline: float | None = None
 
 
 @dataclass(eq=False)
 class Ticket:
-    """One image that somebody waits for.
+    """One image that somebody waits for; a `Candidate` of the policy.
 
     Awaiting `future` gives the picture or raises why there is none; cancelling it frees the image's rows by the
-    next step. `watch` is called on the event loop after each step and at the end.
+    next step. `watch` is called on the event loop after each step and at the end. `entered` is where its owner's fair
+    clock stood when it came, and `solo` its seconds with the device to itself. `step` of request.steps are done;
+    `evaluations_left` are the forward passes still to come, before the sampler is built as many as steps.
     """
 
     entry: ModelEntry
     request: ImageRequest
-    priority: int
+    wanted: Submission
     order: int
     future: asyncio.Future[Picture]
     watch: Callable[["Ticket"], None]
+    clock: FairClock
+    entered: float
+    solo: float = 1.0
     stage: Stage = Stage.WAITING
     submitted: float = field(default_factory=monotonic)
     started: float | None = None
+    promised: float | None = None
     denoising: Any = None
+    step: int = field(default=0, init=False)
+    evaluations_left: int = field(init=False)
 
-    @property
+    def __post_init__(self) -> None:
+        self.evaluations_left = self.request.steps
+
+    def note(self) -> None:
+        """Take down how far its denoising is, while the GPU thread is not at it."""
+        self.step = self.denoising.step
+        self.evaluations_left = self.denoising.evaluations - self.denoising.evaluation
+
+    @cached_property
     def key(self) -> BatchKey:
         return BatchKey.of(self.entry, self.request)
 
@@ -68,21 +108,60 @@ class Ticket:
         return self.request.rows
 
     @property
+    def priority(self) -> int:
+        return self.wanted.priority
+
+    @property
+    def owner(self) -> str:
+        return self.wanted.owner
+
+    @property
     def live(self) -> bool:
         """Whether somebody still waits for it."""
         return not self.future.done()
 
     @property
-    def step(self) -> int:
-        """Steps done, 0..request.steps."""
-        return 0 if self.denoising is None else int(self.denoising.step)
+    def shares(self) -> float:
+        """How often equal sharing of the device would have finished it by now."""
+        return self.clock.received(self.owner, self.entered) / self.solo
 
     @property
-    def evaluations_left(self) -> int:
-        """Forward passes still to come; before the sampler is built, the number of steps."""
-        if self.denoising is None:
-            return self.request.steps
-        return int(self.denoising.evaluations - self.denoising.evaluation)
+    def pressing(self) -> bool:
+        """Whether its deadline is kept only if it goes on now; one that is past saving presses nobody."""
+        if self.wanted.deadline is None:
+            return False
+        left = self.solo * self.evaluations_left / self.request.steps
+        slack = self.submitted + self.wanted.deadline - monotonic() - left
+        return -0.25 * self.solo <= slack <= 0.5 * self.solo
+
+    @property
+    def plan(self) -> Plan:
+        """It as the forecast sees it."""
+        return Plan(
+            key=self.key,
+            rows=self.rows,
+            priority=self.priority,
+            order=self.order,
+            evaluations_left=0 if self.stage is Stage.DECODING else self.evaluations_left,
+            owner=self.owner,
+            entered=self.entered,
+            solo=self.solo,
+            clock=self.clock,
+            begun=self.stage is not Stage.WAITING,
+            pressing=self.pressing,
+        )
+
+    def picture(self, image: Image) -> Picture:
+        """What came of it."""
+        started, text = self.started or self.submitted, self.denoising.conditioning
+        return Picture(
+            image=image,
+            seconds=monotonic() - started,
+            prompt=text.prompt,
+            negative_prompt=text.negative_prompt,
+            seconds_waited=started - self.submitted,
+            promised=self.promised,
+        )
 
     def fail(self, error: BaseException) -> None:
         if self.live:

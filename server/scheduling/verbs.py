@@ -1,28 +1,34 @@
 """What the scheduler may ask of an engine, and what comes back from a visit to the thread that owns it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.catalog import ModelEntry
+from pipelines.profile import Profile
 from pipelines.request import ImageRequest
 from pipelines.state import EngineState
+from server.gpu import WorkerThread
 
 T = TypeVar("T")
+
+Progress = Callable[[str, float], None]
+"""Called with the stage of a load and the share of it that is done, from whichever thread does it."""
 
 
 class EngineVerbs(Protocol):
     """What the scheduler asks of an engine; a list holds a failure in the failed one's place.
 
-    All of it is the GPU thread's, but for `resident_limit`, which never changes.
+    All of it is the GPU thread's, but for `read`, which is the loader thread's and touches nothing that others see.
     """
 
     @property
     def state(self) -> EngineState: ...
-    @property
-    def resident_limit(self) -> int: ...
-    def load(self, entry: ModelEntry, busy: set[str]) -> None: ...
+    def read(self, entry: ModelEntry, progress: Progress) -> Any: ...
+    def place(self, entry: ModelEntry, family: Any, busy: Collection[str]) -> None: ...
+    def unload(self, identity: str) -> None: ...
+    def measure(self, entry: ModelEntry) -> Profile: ...
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]: ...
     def begin(self, entry: ModelEntry, requests: Sequence[ImageRequest], encoded: Sequence[Any]) -> list[Any]: ...
     def step(self, entry: ModelEntry, batch: Sequence[Any]) -> list[Exception | None]: ...
@@ -30,22 +36,33 @@ class EngineVerbs(Protocol):
 
 
 @dataclass(frozen=True)
-class Visit(Generic[T]):
+class _Visit(Generic[T]):
     """What a visit to the GPU thread came to, the engine's state after it, and the seconds of its work alone."""
 
     outcome: T | Exception
     state: EngineState
     seconds: float
 
-    @property
-    def result(self) -> T:
-        """What the work returned; what it raised is raised here."""
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        return self.outcome
+
+class Visits:
+    """The way to the engine: one visit to its thread at a time, each of which brings back the engine's state."""
+
+    def __init__(self, engine: EngineVerbs, gpu: WorkerThread) -> None:
+        self.engine = engine
+        self.state = EngineState()
+        """The engine's, when the GPU thread last reported."""
+        self._gpu = gpu
+
+    async def __call__(self, work: Callable[[], T]) -> tuple[T, float]:
+        """Have the GPU thread do some work; its result and its seconds. What it raised is raised here."""
+        visit = await self._gpu(_visited, self.engine, work)
+        self.state = visit.state
+        if isinstance(visit.outcome, Exception):
+            raise visit.outcome
+        return visit.outcome, visit.seconds
 
 
-def visited(engine: EngineVerbs, work: Callable[[], T]) -> Visit[T]:
+def _visited(engine: EngineVerbs, work: Callable[[], T]) -> _Visit[T]:
     """On the GPU thread: work that failed may have evicted a model, so it reports as any other does."""
     outcome: T | Exception
     began = monotonic()
@@ -53,4 +70,11 @@ def visited(engine: EngineVerbs, work: Callable[[], T]) -> Visit[T]:
         outcome = work()
     except Exception as error:
         outcome = error
-    return Visit(outcome, engine.state, monotonic() - began)
+    return _Visit(outcome, engine.state, monotonic() - began)
+
+
+def prepare(engine: EngineVerbs, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any] | None:
+    """Everything before an image's first step, in one visit to the GPU thread; None if its model went meanwhile."""
+    if entry.identity not in engine.state.resident:
+        return None
+    return engine.begin(entry, requests, engine.encode(entry, requests))

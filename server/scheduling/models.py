@@ -1,0 +1,157 @@
+"""Models on their way to the device and away from it: which is wanted next, which must wait for room, which may go."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+
+from pipelines.catalog import ModelEntry
+from pipelines.errors import NoRoom
+from server.gpu import WorkerThread
+from server.scheduling import policy
+from server.scheduling.books import Books
+from server.scheduling.queue import Ticket
+from server.scheduling.verbs import Visits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A model on its way to the device: what is being done, what share of that is done, and since when."""
+
+    model: str
+    stage: str
+    share: float
+    since: float
+
+
+class Models:
+    """Loads and unloads, one model at a time. Used on the event loop alone.
+
+    Args:
+        loader: the thread that reads files, while other models' steps go on.
+        idle_seconds: unload a model that nobody used for so long; 0 for never.
+    """
+
+    def __init__(self, visits: Visits, loader: WorkerThread, books: Books, idle_seconds: float = 0) -> None:
+        self.loading: Loading | None = None
+        self._visits = visits
+        self._loader = loader
+        self._books = books
+        self._idle_seconds = idle_seconds
+        self._wanted: dict[str, tuple[ModelEntry, asyncio.Future[None]]] = {}
+        self._retired = set[str]()
+        self._used: dict[str, float] = {}
+        self._apart = set[tuple[str, frozenset[str]]]()  # a model that did not fit beside others, and those others
+
+    def want(self, entry: ModelEntry) -> asyncio.Future[None]:
+        """Have a model loaded before anybody asks for it; done when it is there, or raises why it cannot be."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if entry.identity in self.resident:
+            future.set_result(None)
+            return future
+        return self._wanted.setdefault(entry.identity, (entry, future))[1]
+
+    def retire(self, identities: Collection[str]) -> None:
+        """These are no longer offered: they leave once idle."""
+        self._retired |= set(identities)
+
+    def used(self, identity: str) -> None:
+        """Somebody's image is made with it."""
+        self._used[identity] = monotonic()
+
+    def crowded_out(self, busy: Collection[str]) -> set[str]:
+        """The models for which there is no room while the busy ones stay."""
+        return {model for model, others in self._apart if others.issubset(busy) and model not in self.resident}
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """The identities of the models on the device."""
+        return self._visits.state.resident
+
+    def next(self, waiting: Sequence[Ticket], busy: Collection[str]) -> ModelEntry | None:
+        """The model to load now, if any: of the foremost image without one, else one wanted ahead."""
+        lacking = self.crowded_out(busy).union(self.resident)
+        image = policy.next_model(waiting, {ticket.key.model for ticket in waiting} - lacking)
+        if image is not None:
+            return image.entry
+        return next((entry for identity, (entry, _) in self._wanted.items() if identity not in lacking), None)
+
+    async def bring(self, entry: ModelEntry, busy: Callable[[], Collection[str]]) -> bool:
+        """Read a model's files unless it is parked, put it on the device, and learn what its work costs there.
+
+        Args:
+            busy: the models with images in flight, which stay.
+
+        Returns:
+            False where there is no room for it beside those.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        log.info("loading model %s", entry.name)
+        began = monotonic()
+        engine = self._visits.engine
+        beside = frozenset[str]()
+        try:
+            self._progress(entry.name, "reading", 0.0)
+            family = None if entry.identity in self._visits.state.parked else await self._read(entry)
+            self._progress(entry.name, "placing", 0.0)
+            beside = frozenset(busy())
+            await self._visits(partial(engine.place, entry, family, beside))
+            del family  # this frame would keep its weights alive
+            self._progress(entry.name, "measuring", 0.0)
+            profile, _ = await self._visits(partial(engine.measure, entry))
+            self._books.measured(entry.identity, profile)
+        except NoRoom as error:
+            log.info("%s It waits until they are done.", error)
+            self._apart.add((entry.identity, beside))
+            return False
+        except Exception as error:
+            self._settle(entry, error)
+            raise
+        finally:
+            self.loading = None
+        self.used(entry.identity)
+        self._settle(entry)
+        self._books.meter.loaded(entry.name, monotonic() - began)
+        return True
+
+    async def unload_one(self, needed: Collection[str]) -> bool:
+        """Let one model go that is no longer offered or that nobody used for long; never one that is needed."""
+        stale = self._stale(needed)
+        if stale is None:
+            return False
+        await self._visits(partial(self._visits.engine.unload, stale))
+        log.info("unloaded model %s", stale.partition("@")[0])
+        self._books.meter.unloaded(stale.partition("@")[0])
+        return True
+
+    def _settle(self, entry: ModelEntry, error: Exception | None = None) -> None:
+        """Tell whoever wanted a model ahead what came of it."""
+        _, future = self._wanted.pop(entry.identity, (entry, None))
+        if future is not None and not future.done():
+            future.set_result(None) if error is None else future.set_exception(error)
+
+    def _stale(self, needed: Collection[str]) -> str | None:
+        state = self._visits.state
+        kept = {*needed, *self._wanted}
+        free = [model for model in (*state.resident, *state.parked) if model not in kept]
+        since = monotonic() - self._idle_seconds
+        idle = [model for model in free if self._idle_seconds and self._used.get(model, since) < since]
+        return next((model for model in (*free, *idle) if model in self._retired or model in idle), None)
+
+    async def _read(self, entry: ModelEntry) -> object:
+        loop = asyncio.get_running_loop()
+
+        def progress(stage: str, share: float) -> None:
+            loop.call_soon_threadsafe(self._progress, entry.name, stage, share)
+
+        return await self._loader(self._visits.engine.read, entry, progress)
+
+    def _progress(self, model: str, stage: str, share: float) -> None:
+        since = self.loading.since if self.loading is not None else monotonic()
+        self.loading = Loading(model, stage, share, since)

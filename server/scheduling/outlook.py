@@ -1,0 +1,71 @@
+"""What can be told of the future: backlog, Retry-After, each image's place in line and end."""
+
+from collections.abc import Sequence
+from math import ceil
+
+from pipelines.catalog import ModelEntry
+from pipelines.request import BatchKey, ImageRequest
+from server.scheduling.books import Books
+from server.scheduling.forecast import Plan, forecast
+from server.scheduling.policy import Caps
+from server.scheduling.queue import QueueFull, Stage, Ticket
+
+MAX_RETRY_AFTER = 120
+"""Seconds; OpenAI's clients do not heed a longer Retry-After."""
+
+
+class Outlook:
+    """Forecasts over the images there are, and the bound on how much may be accepted.
+
+    Args:
+        queue_limit: the most images that may wait or run.
+        queue_seconds: the most work, in seconds of the device, that may wait or run; an idle server takes any image.
+    """
+
+    def __init__(self, books: Books, caps: Caps, *, queue_limit: int, queue_seconds: float) -> None:
+        self._cost = books.cost
+        self._clock = books.clock
+        self._caps = caps
+        self._queue_limit = queue_limit
+        self._queue_seconds = queue_seconds
+
+    def backlog(self, tickets: Sequence[Ticket]) -> float:
+        """Seconds that the device needs for all of these, in full batches."""
+        return sum(self._seconds(ticket.key, ticket.rows, ticket.evaluations_left) for ticket in tickets)
+
+    def work(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> float:
+        """The same for images that are asked for."""
+        return sum(self._seconds(BatchKey.of(entry, request), request.rows, request.steps) for request in requests)
+
+    def retry_after(self, tickets: Sequence[Ticket]) -> int:
+        """Whole seconds until about half of the work is done, 1 to MAX_RETRY_AFTER."""
+        return max(1, min(MAX_RETRY_AFTER, ceil(self.backlog(tickets) / 2)))
+
+    def check_room(self, tickets: Sequence[Ticket], images: int, seconds: float) -> None:
+        """Raise QueueFull unless so many more images, of so much work together, may be submitted."""
+        if len(tickets) + images > self._queue_limit:
+            raise QueueFull(f"{self._queue_limit} images", self.retry_after(tickets))
+        if tickets and self.backlog(tickets) + seconds > self._queue_seconds:
+            raise QueueFull(f"{self._queue_seconds:g} seconds of work", self.retry_after(tickets))
+
+    def end_of(self, ticket: Ticket, tickets: Sequence[Ticket]) -> float:
+        """Seconds from now until this image is done, as if nobody else came."""
+        plans = [other.plan for other in tickets]
+        forecast(plans, self._clock, self._cost, self._caps, until=ticket.order)
+        return next(plan.done or 0.0 for plan in plans if plan.order == ticket.order)
+
+    def ends(self, tickets: Sequence[Ticket]) -> list[float]:
+        """The same for all of them."""
+        plans: list[Plan] = [ticket.plan for ticket in tickets]
+        forecast(plans, self._clock, self._cost, self._caps)
+        return [plan.done or 0.0 for plan in plans]
+
+    def positions(self, tickets: Sequence[Ticket]) -> dict[int, int]:
+        """By order: how many of these images will be done first, of those that have not begun; absent once begun."""
+        ends = zip(self.ends(tickets), tickets, strict=True)
+        ranked = sorted((end, ticket.order, ticket.stage) for end, ticket in ends)
+        waiting = [order for _, order, stage in ranked if stage is Stage.WAITING]
+        return {order: place for place, order in enumerate(waiting)}
+
+    def _seconds(self, key: BatchKey, rows: int, evaluations: int) -> float:
+        return self._cost.share_seconds(key, rows, evaluations, self._caps(key))
