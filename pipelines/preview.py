@@ -59,7 +59,8 @@ class LinearPreviewer:
         latents = family.latents_of(pictures.to(family.device)).float().cpu()
         colours = adaptive_avg_pool2d(pictures, (latents.shape[-2], latents.shape[-1]))
         # In double precision, of which not every device has any.
-        known, wanted = _with_constant(_flat(latents)).double(), _flat(colours).double()
+        features = _flat(latents).double()
+        known, wanted = torch.cat([features, torch.ones_like(features[:, :1])], dim=1), _flat(colours).double()
         squares = known.T @ known + _RIDGE * len(known) * torch.eye(known.shape[1], dtype=torch.double)
         weights = torch.linalg.solve(squares, known.T @ wanted).float()
         if not torch.isfinite(weights).all():
@@ -68,7 +69,7 @@ class LinearPreviewer:
 
     def pixels(self, latents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         small = [_shrunk(one.float(), MAX_SIDE) for one in latents]
-        colours = _with_constant(torch.cat([_flat(one) for one in small])) @ self.weights
+        colours = torch.addmm(self.weights[-1], torch.cat([_flat(one) for one in small]), self.weights[:-1])
         sizes = [one.shape[-2:] for one in small]
         parts = torch.split(colours, [height * width for height, width in sizes])
         return [part.view(*size, 3) for part, size in zip(parts, sizes, strict=True)]
@@ -199,10 +200,6 @@ def synthetic_pictures(side: int) -> torch.Tensor:
 def _flat(pixels: torch.Tensor) -> torch.Tensor:
     """(N, C, h, w) as (N h w, C)."""
     return pixels.permute(0, 2, 3, 1).reshape(-1, pixels.shape[1])
-
-
-def _with_constant(features: torch.Tensor) -> torch.Tensor:
-    return torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
 
 
 def _shrunk(pixels: torch.Tensor, side: int) -> torch.Tensor:
