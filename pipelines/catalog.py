@@ -13,6 +13,10 @@ WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 """What a file of weights may end in, in any case; the loader refuses all but the first."""
 
 
+LINEAR = "linear"
+"""The `preview` of a model whose previews are a linear map of its latents, fitted when it is loaded."""
+
+
 @dataclass(frozen=True)
 class FamilyFacts:
     """What is true of every model of a family, and what its models do where models.toml is silent.
@@ -43,6 +47,7 @@ class ModelEntry:
     variant: str | None
     dtype: str
     vae: str | None
+    preview: str
     width: int
     height: int
     size_step: int
@@ -62,7 +67,7 @@ class ModelEntry:
     @cached_property
     def identity(self) -> str:
         """The name and, behind an @, what its loaded networks depend on: another identity is another model to load."""
-        place = (self.family, self.source, self.revision, self.config, self.variant, self.vae)
+        place = (self.family, self.source, self.revision, self.config, self.variant, self.vae, self.preview)
         way = (self.dtype, self.t5, self.max_sequence_length)
         return f"{self.name}@{hashlib.sha256(repr((place, way)).encode()).hexdigest()[:8]}"
 

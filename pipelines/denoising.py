@@ -45,6 +45,21 @@ class Conditioning:
         )
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the network said last, and to what: kept as it came, so that a preview can be made of it later or never.
+
+    Attributes:
+        shown: (1, C, h, w) latents as the sampler scaled them for the network.
+        prediction: (1, C, h, w), guided.
+        timestep: of the noise in `shown`, a scalar on the CPU.
+    """
+
+    shown: torch.Tensor
+    prediction: torch.Tensor
+    timestep: torch.Tensor
+
+
 @dataclass(eq=False)
 class Denoising:
     """One image between its first noise and its last latents.
@@ -55,6 +70,8 @@ class Denoising:
         generator: on the CPU, so that a seed gives the same noise on every device.
         evaluation: how many times the network has been asked so far.
         extra: (rows, ...) tensors that only the family knows (SDXL's time ids).
+        shown: (1, C, h, w), what the network was last shown.
+        answer: its last answer that a step was taken with, if any was.
     """
 
     request: ImageRequest
@@ -64,6 +81,8 @@ class Denoising:
     generator: torch.Generator
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     evaluation: int = 0
+    shown: torch.Tensor | None = None
+    answer: Answer | None = None
 
     @property
     def evaluations(self) -> int:
@@ -91,11 +110,10 @@ class Denoising:
 
     def model_input(self) -> torch.Tensor:
         """The network's input for this image, (rows, C, h, w)."""
-        latents = torch.cat([self.latents] * self.rows) if self.rows > 1 else self.latents
-        if hasattr(self.sampler, "scale_model_input"):
-            scaled: torch.Tensor = self.sampler.scale_model_input(latents, self.timestep)
-            return scaled
-        return latents
+        scales = hasattr(self.sampler, "scale_model_input")
+        shown = self.sampler.scale_model_input(self.latents, self.timestep) if scales else self.latents
+        self.shown = shown
+        return torch.cat([shown] * self.rows) if self.rows > 1 else shown
 
     def advance(self, prediction: torch.Tensor) -> None:
         """Take the sampler's own step.
@@ -103,11 +121,14 @@ class Denoising:
         Args:
             prediction: the network's output for this image's rows, (rows, C, h, w).
         """
+        assert self.shown is not None, "a prediction answers what model_input() gave"
         guided = guide(prediction, self.request.guidance_scale)
+        answer = Answer(self.shown, guided, self.timestep)
         keywords = {"generator": self.generator} if _draws_noise(self.sampler.__class__) else {}
         stepped = self.sampler.step(guided, self.timestep, self.latents, return_dict=False, **keywords)[0]
         self.latents = stepped.to(self.latents.dtype)
         self.evaluation += 1
+        self.answer = answer
 
 
 @cache
@@ -129,6 +150,8 @@ class Family(ABC):
     device: torch.device
     dtype: torch.dtype
     vae: Any
+    vae_factor: int
+    """How many pixels of a side become one latent."""
     scheduler_config: Mapping[str, Any]
     cache: EmbeddingCache[Text, Embedding]
 
@@ -161,6 +184,10 @@ class Family(ABC):
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode (N, C, h, w) latents to (N, 3, H, W) pixels in -1..1."""
+
+    @abstractmethod
+    def latents_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode (N, 3, H, W) pixels in -1..1 to the likeliest (N, C, h, w) latents, such as `decode` takes."""
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
-"""The engine: the four verbs a scheduler may ask of the GPU thread. It knows no family and no policy.
+"""The engine: the verbs a scheduler may ask of the GPU thread. It knows no family and no policy.
 
-encode -> begin -> step, step, step -> finish. One image's failure is a value in that image's place, so its
-neighbours never notice.
+encode -> begin -> step, step, step -> finish, and a preview between any two steps. One image's failure is a value in
+that image's place, so its neighbours never notice.
 """
 
 import logging
@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL.Image import Image
@@ -16,9 +17,10 @@ from PIL.Image import Image
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
 from pipelines.device import Device, is_out_of_memory, synchronize
-from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
+from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError, PreviewFailed
 from pipelines.families import families
 from pipelines.loading import quiet_libraries
+from pipelines.preview import Previewer, clean_latents, draw, new_previewer
 from pipelines.profile import Profile
 from pipelines.profiling import profile_of
 from pipelines.request import ImageRequest
@@ -57,6 +59,8 @@ class Engine:
         self.device = device
         self._profiles = profiles
         self._residency = Residency(device, resident_models)
+        # A model that is evicted takes its previewer with it.
+        self._previewers: WeakKeyDictionary[Family, Previewer | None] = WeakKeyDictionary()
         quiet_libraries()
 
     @property
@@ -95,6 +99,7 @@ class Engine:
         if self.device.torch_device.type == "cuda":
             torch.cuda.set_device(self.device.torch_device)  # it belongs to a thread, and this is the one
         self._residency.load(entry, busy)
+        self._previewer(self._residency.get(entry))
 
     @_inference
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
@@ -134,6 +139,36 @@ class Engine:
         """Decode finished images of one size together; in each place the RGB picture, or why there is none."""
         family = self._residency.get(entry)
         return _isolated(batch, lambda images: _decode(family, images), self.device.torch_device)
+
+    @_inference
+    def preview(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Image | Exception]:
+        """What each image of a model will look like, as far as its last step tells; or why there is no telling.
+
+        The images may be of several sizes and at any step. They are only looked at, so nothing of theirs changes.
+
+        Returns:
+            in each place an RGB picture of at most `preview.MAX_SIDE` pixels on its longer side, often smaller (with
+            the linear map one pixel a latent, an eighth of the picture's own size), or the exception.
+        """
+        family = self._residency.get(entry)
+        previewer = self._previewer(family)
+        if previewer is None:
+            return [PreviewFailed(f"model {entry.name!r} has no previews; the log says why.") for _ in batch]
+        latents = [_attempt(clean_latents, image, entry.prediction) for image in batch]
+        sound = [one for one in latents if not isinstance(one, Exception)]
+        drawn = iter(_isolated(sound, lambda some: draw(previewer, some), self.device.torch_device) if sound else [])
+        return [one if isinstance(one, Exception) else next(drawn) for one in latents]
+
+    def _previewer(self, family: Family) -> Previewer | None:
+        """A loaded model's previewer, made once; None where it could not be, which costs nobody a picture."""
+        if family not in self._previewers:
+            previewer: Previewer | None = None
+            try:
+                previewer = new_previewer(family)
+            except Exception as error:
+                log.warning("no previews of model %r: %s", family.entry.name, str(error)[:600] or type(error).__name__)
+            self._previewers[family] = previewer
+        return self._previewers[family]
 
 
 def _decode(family: Family, images: Sequence[Denoising]) -> list[Image | Exception]:

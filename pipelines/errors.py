@@ -8,6 +8,7 @@ PipelineError
 ├── NoRoom                a model does not fit beside those at work, and may once they are done
 ├── InvalidRequest        one field of a request breaks a rule
 │   └── UnknownModel      the model named is not in the catalogue
+├── PreviewFailed         there is no preview of a picture; the picture itself goes on
 └── ImageFailed           this one image could not be made
     ├── NotANumber        its latents or pixels are not finite
     └── ImageTooLarge     it does not fit in the device's memory, even alone
@@ -56,6 +57,10 @@ class UnknownModel(InvalidRequest):
 
     def __init__(self, message: str) -> None:
         super().__init__("model", message)
+
+
+class PreviewFailed(PipelineError):
+    """There is no preview; the picture it would have been of goes on all the same."""
 
 
 class ImageFailed(PipelineError):

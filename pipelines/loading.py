@@ -13,7 +13,7 @@ from pipelines.checkpoint import inspect_checkpoint, inspect_index, parts_lackin
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header
 from pipelines.layouts import UNUSED
-from pipelines.sources import vae_files
+from pipelines.sources import decoder_files, preview_files, vae_files
 
 log = logging.getLogger(__name__)
 
@@ -205,13 +205,15 @@ def _refuse_incomplete(pipeline: Any, component: str, folder: Path, variant: str
     module = getattr(pipeline, component)
     if not isinstance(module, torch.nn.Module):
         return
-    files = weight_files(folder / component, component, variant)
+    _refuse_gaps(module, folder / component, weight_files(folder / component, component, variant))
+
+
+def _refuse_gaps(module: torch.nn.Module, place: Path, files: list[Path]) -> None:
     names = {name for file in files for name in read_header(file) if not name.endswith("position_ids")}
     needed = len(list(module.parameters()))
     if len(names) < needed:
         raise CheckpointError(
-            f"{folder / component} holds {len(names)} tensors, and its config.json describes a network of {needed};"
-            " fetch it again."
+            f"{place} holds {len(names)} tensors, and its config.json describes a network of {needed}; fetch it again."
         )
 
 
@@ -225,6 +227,36 @@ def _refuse_unfilled(pipeline: Any) -> None:
                     f"the checkpoint holds no {component}.{unfilled[0]} ({len(unfilled)} tensors are missing); fetch it"
                     " again, and check that its configuration is that of its network."
                 )
+
+
+def load_preview_decoder(entry: ModelEntry, channels: int, dtype: torch.dtype) -> Any:
+    """The AutoencoderTiny that an entry's previews are drawn by, on the CPU and for inference.
+
+    Args:
+        channels: of the model's latents.
+
+    Raises:
+        CheckpointError: with what is at fault and the remedy; the libraries raise others.
+    """
+    from diffusers import AutoencoderTiny
+    from huggingface_hub import snapshot_download
+
+    files = preview_files(entry)
+    folder = Path(entry.preview)
+    if not files:
+        wanted = ["config.json", "diffusion_pytorch_model.safetensors"]
+        folder = _from_hub(partial(snapshot_download, entry.preview, allow_patterns=wanted), decoder_files)
+        files = decoder_files(folder)
+    for file in files:
+        read_header(file)
+    decoder = AutoencoderTiny.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
+    _refuse_gaps(decoder, folder, files)
+    if decoder.config.latent_channels != channels:
+        raise CheckpointError(
+            f"{folder} decodes latents of {decoder.config.latent_channels} channels, and those of model {entry.name!r}"
+            f" have {channels}; correct `preview` in models.toml."
+        )
+    return decoder.requires_grad_(False).eval()
 
 
 def quiet_libraries() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from pipelines.catalog import WEIGHT_SUFFIXES, Catalog, FamilyFacts, ModelEntry
+from pipelines.catalog import LINEAR, WEIGHT_SUFFIXES, Catalog, FamilyFacts, ModelEntry
 from pipelines.errors import CatalogError, InvalidRequest
 from pipelines.samplers import Prediction, SamplerChoice, check_steps, choose
 
@@ -35,6 +35,7 @@ class _Model(msgspec.Struct, forbid_unknown_fields=True):
     variant: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     vae: str | None = None
+    preview: str = LINEAR
     size: str | None = None
     native_sizes: list[str] | None = None
     max_pixels: int | None = None
@@ -124,6 +125,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
         variant=model.variant,
         dtype=model.dtype,
         vae=None if model.vae is None else _located(model.vae, path.parent, f"{place}.vae"),
+        preview=_preview(model.preview, path.parent, f"{place}.preview"),
         width=width,
         height=height,
         size_step=facts.size_step,
@@ -243,6 +245,15 @@ def _located(source: str, folder: Path, place: str) -> str:
             f"{place}: there is no {source[:80]!r} in {folder}, and it is no hub id (owner/name)."
         ) from error
     return source
+
+
+def _preview(written: str, folder: Path, place: str) -> str:
+    """Linear, or where a decoder lies: a folder or hub id, since a single file does not say how it is built."""
+    if written == LINEAR:
+        return written
+    if written.lower().endswith(WEIGHT_SUFFIXES):
+        raise CatalogError(f"{place}: {written[:80]!r} is one file; name the folder it lies in, with its config.json.")
+    return _located(written, folder, place)
 
 
 def _convert(data: Any, kind: type[_Table], place: str) -> _Table:

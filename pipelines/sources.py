@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.catalog import ModelEntry
+from pipelines.catalog import LINEAR, ModelEntry
 from pipelines.checkpoint import (
     CheckpointSize,
     inspect_checkpoint,
@@ -14,6 +14,7 @@ from pipelines.checkpoint import (
     weight_files,
 )
 from pipelines.errors import CheckpointError, IncompleteCheckpoint
+from pipelines.headers import read_json
 
 
 def find_checkpoint(entry: ModelEntry) -> Path | None:
@@ -30,7 +31,7 @@ def _in_cache(hub_id: str, file: str, revision: str | None = None) -> Path | Non
 
 
 def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | None:
-    """Check all that lies on this machine of what an entry is built from: its source, its `config` and its `vae`.
+    """Check all that lies on this machine of what an entry is built from: its source, `config`, `vae`, `preview`.
 
     Returns:
         None where a hub id is not here yet, or not all of it: it is downloaded when the model is first loaded.
@@ -39,11 +40,15 @@ def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | No
         CheckpointError: as of `inspect_checkpoint`.
     """
     try:
-        size = measure(vae_files(entry))
+        size = measure([*vae_files(entry), *preview_files(entry)])
         if entry.vae is not None and not Path(entry.vae).is_absolute():
             if (vae := _in_cache(entry.vae, "config.json")) is None:
                 return None
             size += measure(weight_files(vae, "vae"))
+        if entry.preview != LINEAR and not Path(entry.preview).is_absolute():
+            if (decoder := _in_cache(entry.preview, "config.json")) is None:
+                return None
+            size += measure(decoder_files(decoder))
         if (place := find_checkpoint(entry)) is None:
             return None
         size += inspect_checkpoint(place, pipeline_class, entry.variant, entry.left_out)
@@ -57,7 +62,8 @@ def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | No
             needed = [part for part in lacking if (index.get(part) or [None])[0]]
             size += measure([file for part in needed for file in weight_files(folder / part, part, entry.variant)])
     except IncompleteCheckpoint:
-        if all(Path(named).is_absolute() for named in (entry.source, entry.config, entry.vae) if named is not None):
+        named = [entry.source, entry.config, entry.vae, None if entry.preview == LINEAR else entry.preview]
+        if all(Path(place).is_absolute() for place in named if place is not None):
             raise
         return None  # the rest is downloaded
     except OSError as error:
@@ -86,3 +92,33 @@ def vae_files(entry: ModelEntry) -> list[Path]:
     if not (place / "config.json").exists():
         raise CheckpointError(f"{place} has no config.json, so it is not a VAE's folder; correct `vae` in models.toml.")
     return weight_files(place, "vae")
+
+
+def preview_files(entry: ModelEntry) -> list[Path]:
+    """The weights of the decoder that an entry's previews are drawn by; none for a hub id or the linear map.
+
+    Raises:
+        CheckpointError: they are not there, of another class, bring code, or are not safetensors.
+    """
+    place = Path(entry.preview)
+    if not place.is_absolute():
+        return []
+    if not (place / "config.json").is_file():
+        raise CheckpointError(f"{place} is no folder with a config.json; correct `preview` in models.toml.")
+    return decoder_files(place)
+
+
+def decoder_files(folder: Path) -> list[Path]:
+    """The weights of a preview decoder's folder.
+
+    Raises:
+        CheckpointError: as of `preview_files`.
+    """
+    refuse_code(folder)
+    config = read_json(folder / "config.json")
+    if config.get("_class_name") != "AutoencoderTiny" or config.get("out_channels", 3) != 3:
+        raise CheckpointError(
+            f"{folder} is of class {str(config.get('_class_name'))[:80]!r}; previews are drawn by an AutoencoderTiny of"
+            " 3 channels. Correct `preview` in models.toml."
+        )
+    return weight_files(folder, "vae")

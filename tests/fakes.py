@@ -127,6 +127,7 @@ def entry(name: str = "fake", **changes: Any) -> ModelEntry:
         "variant": None,
         "dtype": "auto",
         "vae": None,
+        "preview": "linear",
         "width": 64,
         "height": 64,
         "size_step": 8,

@@ -23,9 +23,9 @@ from scripts.benchmarking.models import Model
 from scripts.benchmarking.observing import Observer
 from scripts.benchmarking.overhead import split
 from scripts.benchmarking.parity import psnr
-from scripts.benchmarking.tables import table
 from scripts.benchmarking.serving import Plan
 from scripts.benchmarking.statistics import Served, knee, percentile, slowdowns, summarize
+from scripts.benchmarking.tables import table
 from scripts.benchmarking.workload import Workload, mixed, uniform
 
 

@@ -99,6 +99,12 @@ class SD3(Family):
         pixels: torch.Tensor = self.vae.decode(latents, return_dict=False)[0]
         return pixels
 
+    def latents_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        config = self.vae.config
+        latents: torch.Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
+        latents = (latents - config.shift_factor) * config.scaling_factor
+        return latents
+
     def _check_size(self, request: ImageRequest) -> None:
         """The transformer's table of positions bounds each side of the picture."""
         config = self.transformer.config

@@ -100,15 +100,30 @@ class SDXL(Family):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         latents = latents.to(self.vae.dtype)
-        config = self.vae.config
-        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-            mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1).to(latents)
-            std = torch.tensor(config.latents_std).view(1, -1, 1, 1).to(latents)
-            latents = latents * std / config.scaling_factor + mean
+        factor = self.vae.config.scaling_factor
+        if (moments := self._moments(latents)) is not None:
+            mean, std = moments
+            latents = latents * std / factor + mean
         else:
-            latents = latents / config.scaling_factor
+            latents = latents / factor
         pixels: torch.Tensor = self.vae.decode(latents, return_dict=False)[0]
         return pixels
+
+    def latents_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        latents: torch.Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
+        if (moments := self._moments(latents)) is not None:
+            mean, std = moments
+            latents = (latents - mean) / std
+        latents = latents * self.vae.config.scaling_factor
+        return latents
+
+    def _moments(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The mean and deviation of the VAE's latents, (1, C, 1, 1) each, where its configuration gives them."""
+        config = self.vae.config
+        if config.get("latents_mean") is None or config.get("latents_std") is None:
+            return None
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        return mean.to(latents), std.to(latents)
 
     def _reads(self, request: ImageRequest) -> bool:
         """Whether a request's negative prompt goes through the text encoders."""
