@@ -55,6 +55,8 @@ class FakeEngine:
     """By prompt or model name: the error that befalls it."""
     batches: list[list[ImageRequest]] = field(default_factory=list)
     decoded: list[list[ImageRequest]] = field(default_factory=list)
+    previewed: list[int] = field(default_factory=list)
+    """At which step each preview was drawn."""
     refused: int = 0
     loads: list[str] = field(default_factory=list)
     resident: list[str] = field(default_factory=list)
@@ -113,6 +115,14 @@ class FakeEngine:
                 or Image.new("RGB", (image.request.width, image.request.height), color)
             )
         return pictures
+
+    def preview(self, entry: ModelEntry, batch: Sequence[FakeDenoising]) -> list[Any]:
+        self.previewed += [image.step for image in batch]
+        drawn = [Image.new("RGB", (8, 8), (image.step % 256, 0, 0)) for image in batch]
+        return [
+            self.failing.get(f"preview {image.request.prompt}", picture)
+            for image, picture in zip(batch, drawn, strict=True)
+        ]
 
 
 def entry(name: str = "fake", **changes: Any) -> ModelEntry:

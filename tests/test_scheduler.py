@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import server.scheduling.loop
 import server.scheduling.verbs
 from pipelines.catalog import ModelEntry
 from pipelines.errors import CheckpointError, ImageFailed, NoRoom
@@ -363,3 +364,93 @@ async def test_a_storm_of_random_joins_and_cancels_leaves_nothing_behind() -> No
     assert all(isinstance(ticket.future.result(), Picture) for ticket in kept)
     assert all(len({(item.model, item.width, item.height) for item in batch}) == 1 for batch in engine.batches)
     assert all(sum(item.rows for item in batch) <= 5 for batch in engine.batches)
+
+
+async def test_a_preview_shows_the_image_as_far_as_it_is_and_is_drawn_once_a_step() -> None:
+    engine = FakeEngine(step_seconds=0.02)
+    async with scheduling(engine) as scheduler:
+        ticket = submit(scheduler, steps=1000)
+        assert await scheduler.previews.of(ticket) is None, "nothing is to be seen yet"
+        await until(lambda: ticket.step >= 2)
+        several = await asyncio.gather(*(scheduler.previews.of(ticket) for _ in range(20)))
+        assert all(image is not None for image in several)
+        assert len(engine.previewed) < 20, "who looks at once sees the same drawing"
+        assert engine.previewed[0] >= 2
+        ticket.future.cancel()
+        assert await scheduler.previews.of(ticket) is None
+
+
+async def test_a_preview_that_fails_harms_nobody() -> None:
+    engine = FakeEngine(step_seconds=0.005, failing={"preview a hat": ImageFailed("planted")})
+    async with scheduling(engine) as scheduler:
+        ticket = submit(scheduler, steps=50)
+        await until(lambda: ticket.step >= 2)
+        with pytest.raises(ImageFailed, match="planted"):
+            await scheduler.previews.of(ticket)
+        assert isinstance(await ticket.future, Picture)
+
+
+async def test_models_no_longer_offered_leave_once_idle() -> None:
+    engine = FakeEngine(step_seconds=0.005)
+    async with scheduling(engine) as scheduler:
+        ticket = submit(scheduler, "a", steps=30)
+        await until(lambda: ticket.step >= 2)
+        scheduler.retire({entry("a").identity})
+        await until(lambda: ticket.step >= 10)
+        assert scheduler.resident == ["a"], "an image is made with it"
+        await ticket.future
+        await until(lambda: scheduler.resident == [])
+
+
+async def test_idle_models_leave_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.scheduling.loop, "HOUSEKEEPING_SECONDS", 0.02)
+    engine = FakeEngine()
+    gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
+    scheduler = Scheduler(engine, gpu, loader, max_rows=8, queue_limit=9, idle_seconds=0.1)
+    worker = asyncio.create_task(scheduler.run())
+    await submit(scheduler, "a").future
+    assert scheduler.resident == ["a"]
+    await until(lambda: scheduler.resident == [])
+    assert isinstance(await submit(scheduler, "a").future, Picture), "it comes back when it is wanted"
+    worker.cancel()
+    await asyncio.wait({worker})
+    loader.close()
+    gpu.close()
+
+
+async def test_a_load_tells_how_far_it_is_and_holds_up_no_other_model() -> None:
+    reading = threading.Event()
+
+    class SlowReader(FakeEngine):
+        def read(self, entry: ModelEntry, progress: Any) -> str:
+            if entry.name == "slow":
+                progress("reading", 0.5)
+                assert reading.wait(10)
+            return super().read(entry, progress)
+
+    engine = SlowReader(step_seconds=0.001)
+    async with scheduling(engine) as scheduler:
+        await submit(scheduler, "quick").future
+        slow = submit(scheduler, "slow")
+        await until(lambda: scheduler.models.loading is not None and scheduler.models.loading.share == 0.5)
+        assert isinstance(await submit(scheduler, "quick").future, Picture)
+        assert scheduler.models.loading is not None and scheduler.models.loading.model == "slow"
+        reading.set()
+        await slow.future
+        assert scheduler.models.loading is None
+
+
+async def test_an_image_whose_model_was_evicted_before_its_turn_goes_back_in_line() -> None:
+    engine = FakeEngine()
+    async with scheduling(engine) as scheduler:
+        await submit(scheduler, "a").future
+        engine.resident.clear()  # behind the scheduler's back, as a place() between decision and visit does
+        assert isinstance(await submit(scheduler, "a").future, Picture)
+    assert engine.loads == ["a", "a"]
+
+
+async def test_what_is_expected_of_an_image_is_told_with_its_picture() -> None:
+    async with scheduling(FakeEngine()) as scheduler:
+        await submit(scheduler).future
+        picture = await submit(scheduler, steps=100).future
+    assert picture.promised is not None and picture.promised > 50 * 0.001 * 0.01

@@ -26,6 +26,7 @@ from server.scheduling.books import Books
 from server.scheduling.meter import Meter
 from server.scheduling.models import Models
 from server.scheduling.outlook import Outlook
+from server.scheduling.previews import Previews
 from server.scheduling.queue import Picture, QueueFull, Stage, Submission, Ticket
 from server.scheduling.verbs import EngineVerbs, Visits, prepare
 
@@ -61,6 +62,7 @@ class Scheduler:
         self.books = Books(meter or Meter())
         self.visits = Visits(engine, gpu)
         self.models = Models(self.visits, loader, self.books, idle_seconds)
+        self.previews = Previews(self.visits)
         self.outlook = Outlook(self.books, self.cap, queue_limit=queue_limit, queue_seconds=queue_seconds)
         self._engine = engine
         self._max_rows = max_rows
