@@ -39,16 +39,18 @@ async def send_one(url: str, arrival: Arrival, patience: float) -> Served:
 async def _send(client: httpx.AsyncClient, arrival: Arrival, due: float, end: float) -> Served:
     await asyncio.sleep(due - monotonic())
     error: str | None = "unfinished"
-    done = None
+    done = promised = None
     try:
         async with asyncio.timeout(end - monotonic()):
-            error = _fault(await client.post("/v1/images/generations", json=arrival.body))
-            done = None if error else monotonic()
+            response = await client.post("/v1/images/generations", json=arrival.body)
+            done = monotonic()
+            error = _fault(response)
+            promised = None if error else response.json().get("estimatedTime")
     except TimeoutError:
         pass
     except httpx.HTTPError as failure:
         error = type(failure).__name__
-    return Served(arrival.kind, arrival.body["seed"], due, done, error)
+    return Served(arrival.kind, arrival.body["seed"], due, None if error else done, error, promised=promised)
 
 
 def _fault(response: httpx.Response) -> str | None:

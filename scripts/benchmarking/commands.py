@@ -117,7 +117,7 @@ def _forward_table(shape: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 def _serving_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     headers = ["x lock", "system", "done", "failed", "images/s", "good/s", "p50 s", "p95 s", "p99 s"]
-    headers += ["mean slowdown", "within 3x", "first step p50 s", "images a forward"]
+    headers += ["mean slowdown", "p95", "within 3x", "first step p50 s", "images a forward", "ETA error"]
     return headers, [_serving_row(run) for run in results["runs"]]
 
 
@@ -134,9 +134,11 @@ def _serving_row(run: dict[str, Any]) -> list[Any]:
         latency.get("p95"),
         latency.get("p99"),
         slowdown.get("mean"),
+        slowdown.get("p95"),
         f"{run['within_slo']:.0%}",
         first.get("p50"),
         batch.get("mean"),
+        None if run["eta_error"] is None else f"{run['eta_error']:.0%}",
     ]
 
 

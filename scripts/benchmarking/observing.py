@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
-from pipelines.denoising import Conditioning, Denoising
+from pipelines.denoising import Conditioning, Denoising, Family
 from pipelines.device import Device
 from pipelines.engine import Engine
 from pipelines.request import ImageRequest
@@ -109,9 +109,9 @@ class ObservedEngine(Engine):
         super().__init__(device)
         self._observer = observer
 
-    def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
+    def place(self, entry: ModelEntry, family: Family | None, busy: Collection[str] = ()) -> None:
         known = entry.identity in self.state.resident
-        super().load(entry, busy)
+        super().place(entry, family, busy)
         if not known:
             self._observer.watch(self.family(entry))
 

@@ -23,6 +23,7 @@ class Served:
         done: when its picture was there, or None.
         error: why there is none.
         first_step: when its first denoising step was done, where the server could tell.
+        promised: seconds that the server expected it to take when it came, where it says so.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Served:
     done: float | None = None
     error: str | None = None
     first_step: float | None = None
+    promised: float | None = None
 
     @property
     def latency(self) -> float | None:
@@ -86,6 +88,7 @@ def summarize(served: Sequence[Served], solo: Mapping[str, float], began: float)
     slow = slowdowns(served, solo)
     lasted = max((request.done for request in finished if request.done is not None), default=began) - began
     good = sum(slowdown <= SLO_SLOWDOWN for slowdown in slow)
+    errors = [abs(one.promised / one.latency - 1) for one in finished if one.promised and one.latency]
     first = [request.first_step - request.due for request in served if request.first_step is not None]
     return {
         "requests": len(served),
@@ -98,6 +101,7 @@ def summarize(served: Sequence[Served], solo: Mapping[str, float], began: float)
         "latency": spread([request.latency for request in finished if request.latency is not None]),
         "slowdown": spread(slow),
         "first_step": spread(first),
+        "eta_error": percentile(errors, 50) if errors else None,
     }
 
 
