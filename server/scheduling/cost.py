@@ -35,6 +35,10 @@ class CostModel:
         fresh = seconds / rows
         self._per_row[key] = fresh if seen is None else seen + SMOOTHING * (fresh - seen)
 
+    def knows(self, model: str) -> bool:
+        """Whether a step of this model was ever measured, at whatever size."""
+        return any(key.model == model for key in self._per_row)
+
     def seconds_per_row(self, key: BatchKey) -> float:
         """Seconds one row adds to a step; for a key never seen, that of the model's nearest size, by pixels."""
         if key in self._per_row:

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
-from math import ceil
+from math import ceil, inf
 from time import monotonic
 from typing import Any, TypeVar
 
 from pipelines.catalog import ModelEntry
-from pipelines.errors import NoRoom, PipelineError
+from pipelines.errors import DeviceLost, NoRoom, PipelineError
 from pipelines.request import BatchKey, ImageRequest
 from pipelines.state import EngineState
 from server.gpu import GpuThread
@@ -32,6 +32,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_RETRY_AFTER = 120
 """Seconds; OpenAI's clients do not heed a longer Retry-After."""
+
+LEAST_PATIENCE = 60.0
+"""Seconds that a step or a decode is given at least before it counts as hanging."""
+
+PATIENCE_FACTOR = 20
+"""How many times its expected time it is given."""
+
+DECODE_ROWS = 10
+"""A picture's decode as rows of a step, rounded up: SDXL's at 1024x1024 takes about five forward passes."""
 
 
 class Scheduler:
@@ -104,12 +113,23 @@ class Scheduler:
                 await self._visit(partial(self._engine.load, entry, busy))
 
     async def run(self) -> None:
-        """Work until cancelled; then whoever still waits is told so."""
+        """Work until cancelled; then whoever still waits is told so.
+
+        Raises:
+            DeviceLost: and with it every image failed.
+        """
         try:
             async with asyncio.TaskGroup() as workers:
                 workers.create_task(self._work(Stage.WAITING, self._begin_some))
                 workers.create_task(self._work(Stage.DENOISING, self._step_some))
                 workers.create_task(self._work(Stage.DECODING, self._decode_some))
+        except ExceptionGroup as group:
+            lost = next((error for error in group.exceptions if isinstance(error, DeviceLost)), None)
+            if lost is None:
+                raise
+            for ticket in self._live():
+                ticket.fail(lost)
+            raise lost from None
         finally:
             for ticket in self._live():
                 ticket.future.cancel()
@@ -176,7 +196,9 @@ class Scheduler:
         self._served[key] = next(self._turns)
         images, rows = [ticket.denoising for ticket in batch], sum(ticket.rows for ticket in batch)
         with _failing(batch):
-            outcomes, seconds = await self._visit(partial(self._engine.step, batch[0].entry, images))
+            outcomes, seconds = await self._visit(
+                partial(self._engine.step, batch[0].entry, images), self._patience(key, rows)
+            )
             self.cost.observe(key, rows, seconds)
             for ticket, failure in zip(batch, outcomes, strict=True):
                 self._stepped(ticket, failure)
@@ -199,7 +221,8 @@ class Scheduler:
             return False
         with _failing(batch):
             images = [ticket.denoising for ticket in batch]
-            decoded, _ = await self._visit(partial(self._engine.finish, batch[0].entry, images))
+            patience = self._patience(batch[0].key, DECODE_ROWS * len(batch))
+            decoded, _ = await self._visit(partial(self._engine.finish, batch[0].entry, images), patience)
             for ticket, result in zip(batch, decoded, strict=True):
                 if isinstance(result, Exception):
                     ticket.fail(result)
@@ -215,11 +238,21 @@ class Scheduler:
         self._wake[Stage.WAITING].set()
         ticket.watch(ticket)
 
-    async def _visit(self, work: Callable[[], T]) -> tuple[T, float]:
-        """Have the GPU thread do some work and note which models are loaded after it; its result and its seconds."""
-        visit = await self._gpu(visited, self._engine, work)
+    async def _visit(self, work: Callable[[], T], patience: float = inf) -> tuple[T, float]:
+        """Have the GPU thread do some work and note which models are loaded after it; its result and its seconds.
+
+        Raises:
+            DeviceLost: the device failed for good, or the work took longer than its patience, in seconds.
+        """
+        visit = await self._gpu.within(patience, visited, self._engine, work)
         self.state = visit.state
         return visit.result, visit.seconds
+
+    def _patience(self, key: BatchKey, rows: int) -> float:
+        """After how many seconds a forward pass hangs; of a model that never made one, nobody knows."""
+        if not self.cost.knows(key.model):
+            return inf
+        return max(LEAST_PATIENCE, PATIENCE_FACTOR * rows * self.cost.seconds_per_row(key))
 
     def _busy(self) -> set[str]:
         """The models with images in flight: loaded, or about to be."""
@@ -255,6 +288,8 @@ def _failing(batch: Sequence[Ticket]) -> Iterator[None]:
     """An unforeseen error in here ends these tickets, not the scheduler."""
     try:
         yield
+    except DeviceLost:
+        raise  # everybody's end, not these tickets' alone
     except Exception as error:
         # A foreseen error explains itself; another needs its traceback.
         log.error("%d images failed: %s", len(batch), error, exc_info=not isinstance(error, PipelineError))
