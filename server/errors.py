@@ -175,7 +175,7 @@ def _log(request: Request[Any, Any, Any], answer: Answer, error: Exception) -> N
     """With the traceback, unless it was foreseen and passes by itself."""
     if answer.status < 500:
         return
-    passing = answer.retry and answer is not UNFORESEEN
+    passing = (answer.retry and answer is not UNFORESEEN) or answer.code == ENGINE_LOST
     # A checkpoint's error says all there is to say; what it was raised from is the libraries' inside.
     told = error.__cause__ if isinstance(error, ModelUnavailable) else None
     line = (request_id(request.scope), request.method, request.scope["path"], told or error)
