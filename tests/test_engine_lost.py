@@ -160,18 +160,16 @@ async def test_the_watchdog_ends_what_outlasts_its_patience_and_nothing_else(mon
     gate.close()
     watching = asyncio.create_task(watch(gpu))
 
-    async def look(times: int = 5) -> None:
-        for _ in range(times):
-            await asyncio.sleep(0.01)
-
-    async def work(patience: float | None) -> None:
+    async def work(patience: float | None, asleep: float = 0.0) -> None:
+        """Enter the gate for 20 looks, the clock going on a little before each, and for as long as told in between."""
+        nonlocal clock
         gate.close()
         entered = asyncio.create_task(gpu(gate.enter) if patience is None else gpu.within(patience, gate.enter))
         assert await asyncio.to_thread(gate.reached.wait, PATIENCE)
-        nonlocal clock
-        for _ in range(20):
-            await look(1)
-            clock += 0.0015
+        for passed in (0.0015,) * 10 + (asleep,) + (0.0015,) * 10:
+            await asyncio.sleep(0.01)
+            clock += passed
+        await asyncio.sleep(0.01)
         if watching.done():
             with pytest.raises(DeviceLost, match="hangs"):
                 await entered
@@ -180,8 +178,8 @@ async def test_the_watchdog_ends_what_outlasts_its_patience_and_nothing_else(mon
             await entered
 
     await work(None)
-    clock += 1000  # a machine that sleeps, between two looks
     await work(1.0)
+    await work(1.0, asleep=1000)
     assert not watching.done(), "a load has no bound, work within its patience goes on, and sleep is not work"
     await work(0.005)
     assert watching.done()
@@ -190,6 +188,13 @@ async def test_the_watchdog_ends_what_outlasts_its_patience_and_nothing_else(mon
 
 
 # The server
+
+
+def test_a_device_that_is_lost_while_the_first_model_loads_is_told_too(tmp_path: Path) -> None:
+    with serving(tmp_path, GatedEngine(failing={"fake": LOST})) as fake:
+        eventually(lambda: httpx.get(fake.url + "/health").status_code == 503)
+        assert httpx.get(fake.url + "/health").json() == {"status": "stopped", "reason": str(LOST)}
+        assert fake.post().json()["error"]["code"] == "interrupted"
 
 
 @dataclass
