@@ -116,19 +116,31 @@ class Denoising:
         return torch.cat([shown] * self.rows) if self.rows > 1 else shown
 
     def advance(self, prediction: torch.Tensor) -> None:
-        """Take the sampler's own step.
+        """Take the sampler's own step. When it raises, the image is as it was, so that the step can be taken again.
 
         Args:
             prediction: the network's output for this image's rows, (rows, C, h, w).
         """
         assert self.shown is not None, "a prediction answers what model_input() gave"
-        guided = guide(prediction, self.request.guidance_scale)
-        answer = Answer(self.shown, guided, self.timestep)
-        keywords = {"generator": self.generator} if _draws_noise(self.sampler.__class__) else {}
-        stepped = self.sampler.step(guided, self.timestep, self.latents, return_dict=False, **keywords)[0]
-        self.latents = stepped.to(self.latents.dtype)
+        noise, history = self.generator.get_state(), _history(self.sampler)
+        try:
+            guided = guide(prediction, self.request.guidance_scale)
+            answer = Answer(self.shown, guided, self.timestep)
+            keywords = {"generator": self.generator} if _draws_noise(self.sampler.__class__) else {}
+            stepped = self.sampler.step(guided, self.timestep, self.latents, return_dict=False, **keywords)[0]
+            self.latents = stepped.to(self.latents.dtype)
+        except BaseException:
+            self.generator.set_state(noise)
+            vars(self.sampler).clear()
+            vars(self.sampler).update(history)
+            raise
         self.evaluation += 1
         self.answer = answer
+
+
+def _history(sampler: Any) -> dict[str, Any]:
+    """All a sampler knows of the steps it took. It replaces its tensors; only lists of them it changes in place."""
+    return {name: list(value) if isinstance(value, list) else value for name, value in vars(sampler).items()}
 
 
 @cache
@@ -188,6 +200,15 @@ class Family(ABC):
     @abstractmethod
     def latents_of(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode (N, 3, H, W) pixels in -1..1 to the likeliest (N, C, h, w) latents, such as `decode` takes."""
+
+    def decode_precisely(self, latents: torch.Tensor) -> torch.Tensor:
+        """`decode` in float32, for latents on which the VAE overflows in its own dtype, as SDXL's does in float16."""
+        dtype = self.vae.dtype
+        try:
+            self.vae.to(torch.float32)
+            return self.decode(latents)
+        finally:
+            self.vae.to(dtype)
 
     @property
     @abstractmethod

@@ -1,10 +1,13 @@
 """Choosing where and in which precision models run."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
-from pipelines.errors import DeviceError
+from pipelines.errors import DeviceError, DeviceLost
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,38 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Invalid buffer size",  # MPS, of a tensor larger than Metal's largest buffer
+    "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN, of their workspaces
+    "ALLOCATION_FAILED",  # cuDNN 9, of the device's memory or the host's
+)
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device lacked memory. Only CUDA says so by class; MPS and the CPU raise a RuntimeError in words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    """Whether a device lacked memory. Only torch's own allocator on CUDA says so by class; the rest say it in words."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(said in str(error) for said in words)
+        isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
     )
+
+
+def responds(device: torch.device) -> bool:
+    """Whether a device still computes: after a failed assertion or an illegal access, a CUDA context never does."""
+    try:
+        torch.ones(1, device=device).add_(1)
+        synchronize(device)
+    except RuntimeError as error:
+        return is_out_of_memory(error)
+    return True
+
+
+def raise_if_lost(error: Exception, device: torch.device) -> None:
+    """Raise DeviceLost if an error is one after which the device computes nothing any more."""
+    if isinstance(error, RuntimeError) and not is_out_of_memory(error) and not responds(device):
+        log.critical("the device was lost", exc_info=error)
+        raise DeviceLost(f"The device {device} was lost ({type(error).__name__}); only a new process gets it back.")
 
 
 def pick_device(wanted: str = "auto") -> Device:

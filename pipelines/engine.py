@@ -5,43 +5,48 @@ that image's place, so its neighbours never notice.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
-from pipelines.device import Device, is_out_of_memory, synchronize
-from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError, PreviewFailed
+from pipelines.device import Device, raise_if_lost, synchronize
+from pipelines.errors import ImageTooLarge, NotANumber, PreviewFailed
 from pipelines.families import families
+from pipelines.fitting import Fitting
+from pipelines.isolation import Isolation
 from pipelines.loading import quiet_libraries
 from pipelines.preview import Previewer, clean_latents, draw, new_previewer
 from pipelines.profile import Profile
 from pipelines.profiling import profile_of
-from pipelines.request import ImageRequest
+from pipelines.request import BatchKey, ImageRequest
 from pipelines.residency import Residency, free_memory
 from pipelines.state import EngineState
 
-log = logging.getLogger(__name__)
-
 P = ParamSpec("P")
 T = TypeVar("T")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 
-def _inference(function: Callable[P, T]) -> Callable[P, T]:
-    """Inference mode belongs to a thread, so each verb enters it for itself."""
+def _verb(function: Callable[Concatenate["Engine", P], T]) -> Callable[Concatenate["Engine", P], T]:
+    """What every verb does: inference mode belongs to a thread, so each enters it for itself, and an error that no
+    image can answer for is looked into before anybody goes on."""
 
     @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.inference_mode():
-            return function(*args, **kwargs)
+    def wrapped(engine: "Engine", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            with torch.inference_mode():
+                return function(engine, *args, **kwargs)
+        except RuntimeError as error:
+            raise_if_lost(error, engine.device.torch_device)
+            raise
 
     return wrapped
 
@@ -61,35 +66,37 @@ class Engine:
         self._residency = Residency(device, resident_models)
         # A model that is evicted takes its previewer with it.
         self._previewers: WeakKeyDictionary[Family, Previewer | None] = WeakKeyDictionary()
+        self._fitting = Fitting()
+        self._begun: list[tuple[ref[Denoising], str]] = []
         quiet_libraries()
 
     @property
     def state(self) -> EngineState:
         """What there is to know of it now."""
-        return EngineState(resident=self._residency.resident)
+        return EngineState(resident=self._residency.resident, row_caps=self._fitting.row_caps)
 
     def family(self, entry: ModelEntry) -> Family:
         """A loaded model's networks, for whoever measures or compares them."""
         return self._residency.get(entry)
 
-    @_inference
+    @_verb
     def read(self, entry: ModelEntry, progress: Callable[[str, float], None]) -> Family:
         """Read a model's files into host memory, on any thread."""
         return families()[entry.family].load(entry, self.device.torch_device, self.device.dtype_for(entry.dtype))
 
-    @_inference
+    @_verb
     def place(self, entry: ModelEntry, family: Family | None, busy: Collection[str] = ()) -> None:
         self._residency.place(entry, family, busy)
 
     def unload(self, identity: str) -> None:
         self._residency.unload(identity)
 
-    @_inference
+    @_verb
     def measure(self, entry: ModelEntry) -> Profile:
         """What a loaded model's work costs here: measured, or remembered from when it was."""
         return profile_of(self._residency.get(entry), self.device, self._profiles)
 
-    @_inference
+    @_verb
     def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
         """Load a model if it isn't, evicting idle ones over the limit.
 
@@ -101,46 +108,53 @@ class Engine:
         self._residency.load(entry, busy)
         self._previewer(self._residency.get(entry))
 
-    @_inference
+    @_verb
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
         """Encode prompts together; in each place the conditioning, or why that one failed."""
-        family = self._residency.get(entry)
-        return _isolated(requests, family.encode, self.device.torch_device)
+        return self._isolation(entry).run(requests, self._residency.get(entry).encode)
 
-    @_inference
+    @_verb
     def begin(
         self, entry: ModelEntry, requests: Sequence[ImageRequest], encoded: Sequence[Conditioning | Exception]
     ) -> list[Denoising | Exception]:
         """Draw each image's noise and build its sampler; a failed encoding stays the failure it is."""
-        family = self._residency.get(entry)
-        return [
-            conditioning if isinstance(conditioning, Exception) else _attempt(family.begin, request, conditioning)
-            for request, conditioning in zip(requests, encoded, strict=True)
+        outcomes = [
+            text if isinstance(text, Exception) else self._begin(entry, request, text)
+            for request, text in zip(requests, encoded, strict=True)
         ]
+        begun = [(ref(image), entry.identity) for image in outcomes if isinstance(image, Denoising)]
+        self._begun = [*(known for known in self._begun if known[0]() is not None), *begun]
+        return outcomes
 
-    @_inference
+    @_verb
     def step(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Exception | None]:
         """One forward pass for the whole batch, then each image's own sampler; in each place None or why it failed.
 
-        All images of the batch share one `BatchKey`.
+        All images of the batch share one `BatchKey`. An image that failed is as it was before.
         """
-        family = self._residency.get(entry)
-        predictions = _isolated(batch, family.predict, self.device.torch_device)
+        isolation = self._isolation(entry)
+        predictions = isolation.run(batch, self._residency.get(entry).predict)
+        if isolation.halved:
+            fitted, lacking = ([_rows(part) for part in parts] for parts in (isolation.fitted, isolation.halved))
+            self._fitting.halved(BatchKey.of(entry, batch[0].request), fitted, lacking)
         outcomes = [
-            prediction if isinstance(prediction, Exception) else _attempt(image.advance, prediction)
+            prediction if isinstance(prediction, Exception) else self._advance(entry, image, prediction)
             for image, prediction in zip(batch, predictions, strict=True)
         ]
         # The one wait of a step: without it progress runs ahead of the GPU.
         synchronize(self.device.torch_device)
         return outcomes
 
-    @_inference
+    @_verb
     def finish(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Image | Exception]:
         """Decode finished images of one size together; in each place the RGB picture, or why there is none."""
         family = self._residency.get(entry)
-        return _isolated(batch, lambda images: _decode(family, images), self.device.torch_device)
+        outcomes = self._isolation(entry).run(batch, lambda images: _decode(family, images))
+        if any(isinstance(outcome, Image) for outcome in outcomes):
+            self._fitting.finished(BatchKey.of(entry, batch[0].request))
+        return outcomes
 
-    @_inference
+    @_verb
     def preview(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Image | Exception]:
         """What each image of a model will look like, as far as its last step tells; or why there is no telling.
 
@@ -154,10 +168,13 @@ class Engine:
         previewer = self._previewer(family)
         if previewer is None:
             return [PreviewFailed(f"model {entry.name!r} has no previews; the log says why.") for _ in batch]
-        latents = [_attempt(clean_latents, image, entry.prediction) for image in batch]
+        latents = [self._clean(entry, image) for image in batch]
         sound = [one for one in latents if not isinstance(one, Exception)]
-        drawn = iter(_isolated(sound, lambda some: draw(previewer, some), self.device.torch_device) if sound else [])
+        drawn = iter(self._isolation(entry).run(sound, lambda some: draw(previewer, some)) if sound else [])
         return [one if isinstance(one, Exception) else next(drawn) for one in latents]
+
+    def _clean(self, entry: ModelEntry, image: Denoising) -> torch.Tensor | Exception:
+        return self._isolation(entry).run([image], lambda _: [clean_latents(image, entry.prediction)])[0]
 
     def _previewer(self, family: Family) -> Previewer | None:
         """A loaded model's previewer, made once; None where it could not be, which costs nobody a picture."""
@@ -170,52 +187,67 @@ class Engine:
             self._previewers[family] = previewer
         return self._previewers[family]
 
+    def _begin(self, entry: ModelEntry, request: ImageRequest, text: Conditioning) -> Denoising | Exception:
+        family = self._residency.get(entry)
+        return self._isolation(entry).run([request], lambda _: [family.begin(request, text)])[0]
+
+    def _advance(self, entry: ModelEntry, image: Denoising, prediction: torch.Tensor) -> Exception | None:
+        def advance(images: Sequence[Denoising]) -> list[None]:
+            images[0].advance(prediction)
+            return [None]
+
+        return self._isolation(entry).run([image], advance)[0]
+
+    def _isolation(self, entry: ModelEntry) -> Isolation:
+        def too_large(item: ImageRequest | Denoising) -> ImageTooLarge:
+            request = item if isinstance(item, ImageRequest) else item.request
+            return self._fitting.too_large(BatchKey.of(entry, request))
+
+        return Isolation(self.device.torch_device, self._room(entry), too_large)
+
+    def _room(self, entry: ModelEntry) -> Iterator[None]:
+        """Each turn gives some memory back: what only saves time, then one idle model after another."""
+        self._residency.forget_prompts()
+        free_memory(self.device.torch_device)
+        yield
+        while self._residency.evict({entry.identity, *self._busy()}):
+            yield
+
+    def _busy(self) -> set[str]:
+        """The models of which somebody still holds an image; to drop an image is to let go of its model."""
+        self._begun = [(image, model) for image, model in self._begun if image() is not None]
+        return {model for _, model in self._begun}
+
+
+def _rows(images: Sequence[Denoising]) -> int:
+    return sum(image.rows for image in images)
+
 
 def _decode(family: Family, images: Sequence[Denoising]) -> list[Image | Exception]:
+    """Only sound latents are decoded; pixels that overflowed in the VAE's own dtype get a second try in float32."""
     latents = torch.cat([image.latents for image in images])
-    sound = torch.isfinite(latents).flatten(1).all(dim=1)
-    pixels = family.decode(latents)
-    sound &= torch.isfinite(pixels).flatten(1).all(dim=1)
-    pictures = to_pictures(torch.nan_to_num(pixels))
-    failure = 'the picture came out as not-a-number; try dtype = "float32" or another VAE for this model.'
-    return [picture if good else NotANumber(failure) for picture, good in zip(pictures, sound.tolist(), strict=True)]
+    sound = _finite(latents)
+    outcomes: list[Image | Exception] = [NotANumber(_NOT_A_NUMBER) for _ in images]
+    places = [place for place, good in enumerate(sound) if good]
+    if not places:
+        return outcomes
+    pixels = family.decode(latents if all(sound) else latents[places])
+    overflown = [row for row, good in enumerate(_finite(pixels)) if not good]
+    if overflown and family.vae.dtype != torch.float32:
+        pixels = pixels.float()
+        pixels[overflown] = family.decode_precisely(latents[[places[row] for row in overflown]])
+        overflown = [row for row, good in enumerate(_finite(pixels)) if not good]
+    pictures = to_pictures(torch.nan_to_num(pixels) if overflown else pixels)
+    for row, (place, picture) in enumerate(zip(places, pictures, strict=True)):
+        if row not in overflown:
+            outcomes[place] = picture
+    return outcomes
 
 
-def _isolated(
-    items: Sequence[Item],
-    work: Callable[[Sequence[Item]], Sequence[Result | Exception]],
-    device: torch.device,
-) -> list[Result | Exception]:
-    """Do work on a batch; if it fails, on its halves, until the failure belongs to single items.
-
-    `work` must leave its items as they were when it raises, so that it can simply be done again.
-    """
-    failure = None
-    try:
-        return list(work(items))
-    except Exception as error:
-        failure = _as_image_failure(error)
-    # Outside the except block: its traceback would keep the failed forward's tensors alive.
-    if isinstance(failure, ImageTooLarge):
-        free_memory(device)
-    if len(items) == 1:
-        return [failure]
-    half = len(items) // 2
-    return _isolated(items[:half], work, device) + _isolated(items[half:], work, device)
+_NOT_A_NUMBER = 'the picture came out as not-a-number; try dtype = "float32" or another VAE for this model.'
 
 
-def _attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:
-    try:
-        return function(*args, **kwargs)
-    except Exception as error:
-        return _as_image_failure(error)
-
-
-def _as_image_failure(error: Exception) -> Exception:
-    """What a client is told. The frames go to the log: kept on the error, they would keep tensors alive."""
-    if isinstance(error, PipelineError):
-        return error.with_traceback(None)
-    if is_out_of_memory(error):
-        return ImageTooLarge("the device has too little memory for this picture; ask for a smaller size.")
-    log.error("an image failed", exc_info=error)
-    return ImageFailed(f"the picture failed while it was computed ({type(error).__name__}: {str(error)[:300]})")
+def _finite(values: torch.Tensor) -> list[bool]:
+    """For each row whether all of it is finite."""
+    rows: list[bool] = torch.isfinite(values).flatten(1).all(dim=1).tolist()
+    return rows

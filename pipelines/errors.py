@@ -3,6 +3,7 @@
 PipelineError
 ├── CatalogError          models.toml says something it may not (place and remedy in the message)
 ├── DeviceError           the device asked for is not here
+├── DeviceLost            the device computes nothing any more, until the process is started anew
 ├── CheckpointError       a checkpoint is missing, damaged, of another family or not safetensors
 │   └── IncompleteCheckpoint   files of it are not there
 ├── NoRoom                a model does not fit beside those at work, and may once they are done
@@ -25,6 +26,10 @@ class CatalogError(PipelineError):
 
 class DeviceError(PipelineError):
     """There is no such device; the message says which there are."""
+
+
+class DeviceLost(PipelineError):
+    """The device fails or hangs for good, and every image with it: only a new process gets it back."""
 
 
 class CheckpointError(PipelineError):

@@ -57,11 +57,11 @@ class Residency:
             if family.weight_bytes > (self._device.memory_bytes or math.inf):
                 del family
                 raise too_large  # before others are unloaded for nothing
-            while len(self._loaded) >= self._limit and self._evict(busy):
+            while len(self._loaded) >= self._limit and self.evict(busy):
                 pass
             free_memory(self._device.torch_device)
             while not _placed(family):
-                if not self._evict(busy):
+                if not self.evict(busy):
                     del family
                     free_memory(self._device.torch_device)
                     if self._loaded:
@@ -77,7 +77,12 @@ class Residency:
         assert entry.identity in self._loaded, f"{entry.name} was not loaded"
         return self._loaded[entry.identity]
 
-    def _evict(self, busy: Collection[str]) -> bool:
+    def forget_prompts(self) -> None:
+        """Give up every model's prompt embeddings; those of images in flight stay with them."""
+        for family in self._loaded.values():
+            family.cache.clear()
+
+    def evict(self, busy: Collection[str]) -> bool:
         """Unload the idle model used longest ago; False when none is idle."""
         idle = next((model for model in self._loaded if model not in busy), None)
         if idle is None:

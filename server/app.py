@@ -18,18 +18,20 @@ from litestar.static_files import create_static_files_router
 from litestar.types import Message, Scope
 
 from pipelines.catalog import Catalog
-from pipelines.errors import InvalidRequest, PipelineError
+from pipelines.errors import DeviceLost, InvalidRequest, PipelineError
 from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
 from server.errors import handle, request_id
 from server.gpu import WorkerThread
 from server.jobs import Jobs
 from server.openapi import openapi_config
+from server.resuming import resume
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
 from server.scheduling.verbs import EngineVerbs
 from server.settings import Settings
 from server.state import Readiness, Services
+from server.watchdog import watch
 from storage.database import Database
 
 log = logging.getLogger(__name__)
@@ -90,16 +92,17 @@ async def _services(
         jobs = Jobs(database, settings.data, scheduler)
         await jobs.recover()
         services = Services(settings, catalog, scheduler, jobs, Readiness({"models": "the default model is loading"}))
-        worker = asyncio.create_task(scheduler.run())
-        worker.add_done_callback(lambda task: _stopped(task, services))
-        loading = asyncio.create_task(_load_default(services))
+        computing = [asyncio.create_task(scheduler.run()), asyncio.create_task(_load_default(services))]
+        for task in computing:
+            task.add_done_callback(lambda task: _stopped(task, services))
+        helping = [asyncio.create_task(watch(gpu)), asyncio.create_task(resume(jobs, catalog))]
         try:
             yield services
         finally:
             await jobs.close()
-            for task in (loading, worker):
+            for task in (*helping, *computing):
                 task.cancel()
-                with suppress(asyncio.CancelledError):
+                with suppress(asyncio.CancelledError, DeviceLost):
                     await task
     finally:
         try:
@@ -114,6 +117,8 @@ async def _load_default(services: Services) -> None:
     entry = services.catalog.resolve(None)
     try:
         await services.scheduler.load(entry)
+    except DeviceLost:
+        raise
     except Exception as error:
         log.error("the default model cannot be loaded: %s", error, exc_info=not isinstance(error, PipelineError))
         services.jobs.broken.add(entry.name)
@@ -125,7 +130,14 @@ async def _load_default(services: Services) -> None:
 
 def _stopped(task: "asyncio.Task[None]", services: Services) -> None:
     """Nobody computes any more: whoever waits must hear so, and nobody else may come to wait."""
-    if not task.cancelled() and (error := task.exception()):
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    if isinstance(error, DeviceLost):
+        log.critical("%s What is under way is left to the next start.", error)
+        services.readiness.missing["engine"] = str(error)
+        services.jobs.stop(error)
+        services.readiness.lost.set()
+    else:
         log.critical("the scheduler stopped", exc_info=error)
         services.readiness.missing["scheduler"] = "it stopped unexpectedly; restart the server"
         services.jobs.stop()

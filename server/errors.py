@@ -15,9 +15,18 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import Scope
 
-from pipelines.errors import CheckpointError, ImageFailed, ImageTooLarge, InvalidRequest, NotANumber, UnknownModel
+from pipelines.errors import (
+    CheckpointError,
+    DeviceLost,
+    ImageFailed,
+    ImageTooLarge,
+    InvalidRequest,
+    NotANumber,
+    UnknownModel,
+)
 from server.scheduling.queue import QueueFull
 from storage.errors import DatabaseBusy, DatabaseDamaged, DiskFault, DiskFull, MetadataTooLarge, NotFound
+from storage.records import ENGINE_LOST
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +73,16 @@ class Interrupted(Exception):
         super().__init__("The server stopped before the job was done. Send it again once /ready answers 200.")
 
 
+class EngineLost(Exception):
+    """The device was lost under a job, which is queued again."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"The device was lost while job {job_id} was under way. The job is queued again, and its pictures will be"
+            " in the history once the server has started anew: sending it again would make them twice."
+        )
+
+
 @dataclass(frozen=True)
 class Answer:
     """The status, the code and whether trying the same again can help."""
@@ -97,6 +116,8 @@ ANSWERS: dict[type[Exception], Answer] = {
     ModelUnavailable: Answer(503, "model_unavailable"),
     QueueFull: Answer(503, "queue_full", retry=True),
     Interrupted: Answer(503, "interrupted", retry=True),
+    EngineLost: Answer(503, ENGINE_LOST),
+    DeviceLost: Answer(503, ENGINE_LOST, says="The device was lost; the server's log says why."),
     DatabaseBusy: Answer(503, "database_busy", retry=True),
     DiskFull: Answer(503, "disk_full", retry=True),
     DiskFault: Answer(503, "disk_fault"),
@@ -154,7 +175,7 @@ def _log(request: Request[Any, Any, Any], answer: Answer, error: Exception) -> N
     """With the traceback, unless it was foreseen and passes by itself."""
     if answer.status < 500:
         return
-    passing = answer.retry and answer is not UNFORESEEN
+    passing = (answer.retry and answer is not UNFORESEEN) or answer.code == ENGINE_LOST
     # A checkpoint's error says all there is to say; what it was raised from is the libraries' inside.
     told = error.__cause__ if isinstance(error, ModelUnavailable) else None
     line = (request_id(request.scope), request.method, request.scope["path"], told or error)

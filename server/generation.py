@@ -13,7 +13,7 @@ from pipelines.infotext import metadata
 from pipelines.request import MAX_SEED, ImageRequest, Wishes, check_range, settle
 from pipelines.sizes import parse_size, quality_steps, size_of_ratio
 from server.errors import MissingField, UnknownField, UnsupportedField
-from server.jobs import Order
+from server.orders import Order
 from storage.encoding import encode
 from storage.errors import MetadataTooLarge
 from storage.media import ImageFormat

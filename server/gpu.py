@@ -3,10 +3,21 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass
+from math import inf
+from time import monotonic
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What runs on a thread now: since when (by the monotonic clock), and how many seconds it may take."""
+
+    began: float
+    patience: float
 
 
 class WorkerThread:
@@ -14,16 +25,54 @@ class WorkerThread:
 
     One thread does all computing, on a CPU too: each thread that computes gets OpenMP workers of its own, and once
     there are more of them than cores, libgomp lets them sleep at every barrier. Each picture took twice as long then.
+
+    Attributes:
+        present: what runs now, None between two pieces of work. The thread writes it and the event loop reads it.
     """
 
     def __init__(self, name: str) -> None:
+        self.present: Work | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._waiting = set[asyncio.Future[Any]]()
+        self._given_up: Exception | None = None
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function on this thread; the event loop goes on meanwhile."""
+        """Run a function on this thread, however long it takes; the event loop goes on meanwhile."""
+        return await self.within(inf, function, *args, **kwargs)
+
+    async def within(self, patience: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that takes so many seconds at most, the wait for its turn left out; after them it hangs.
+
+        Raises what `give_up` was given, where the thread was given up.
+        """
+        if self._given_up is not None:
+            raise self._given_up
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        work = loop.run_in_executor(self._executor, lambda: self._run(patience, lambda: function(*args, **kwargs)))
+        self._waiting.add(work)
+        work.add_done_callback(self._waiting.discard)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._given_up is None or (task is not None and task.cancelling()):
+                raise
+            raise self._given_up from None
+
+    def give_up(self, reason: Exception) -> None:
+        """Abandon the thread, whose work hangs: whoever waits for it, or comes to, is raised the reason instead."""
+        self._given_up = reason
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for work in list(self._waiting):
+            work.cancel()
 
     def close(self) -> None:
-        """Wait for the work under way and end the thread."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Wait for the work under way, unless it was given up, and end the thread."""
+        self._executor.shutdown(wait=self._given_up is None, cancel_futures=True)
+
+    def _run(self, patience: float, function: Callable[[], T]) -> T:
+        self.present = Work(monotonic(), patience)
+        try:
+            return function()
+        finally:
+            self.present = None

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from pipelines.catalog import ModelEntry
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, DeviceLost
 from pipelines.infotext import metadata
 from pipelines.request import ImageRequest, TokenCount
 from server.disconnect import ClientGone
-from server.errors import Interrupted, explain, public
+from server.errors import EngineLost, Interrupted, explain, public
+from server.orders import Order, to_job
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Picture, Submission, Ticket
 from storage.database import Database
@@ -24,32 +23,11 @@ from storage.errors import IllegalTransition
 from storage.files import MediaFiles
 from storage.images import ImageStore
 from storage.jobs import JobStore
-from storage.media import ImageFormat, MediaName
-from storage.records import ImageRecord, JobRecord, NewImage, NewJob
+from storage.media import MediaName
+from storage.records import ENGINE_LOST, ImageRecord, JobRecord, JobStatus, NewImage
 from storage.thumbnails import make_thumbnail
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a client asked for, settled: one request an image, seeds counting up."""
-
-    owner_id: str
-    entry: ModelEntry
-    requests: Sequence[ImageRequest]
-    format: ImageFormat = ImageFormat.PNG
-    compression: int | None = None
-    priority: int = 0
-    deadline: float | None = None
-    session_id: str | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def submission(self) -> Submission:
-        return Submission(self.priority, self.owner_id, self.deadline)
 
 
 @dataclass(frozen=True)
@@ -78,6 +56,7 @@ class _Run:
     """One order under way. Its task is never cancelled, since a file or a row may be half-way; its tickets are."""
 
     order: Order
+    job: JobRecord | None = None
     tickets: list[Ticket] = field(default_factory=list)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: Exception | None = None
@@ -108,26 +87,42 @@ class Jobs:
         self._closed = False
 
     async def recover(self) -> None:
-        """End what a run before this one left open: whoever waited for it is gone with that run."""
+        """End what a run before this one left open: whoever waited for it is gone with that run.
+
+        But for what it left to this one: see `lost`.
+        """
         await self._jobs.recover(self.boot_id)
-        answer, message = explain(Interrupted())
         for job in await self._jobs.pending():
-            await self._jobs.fail(job.id, answer.code, message)
+            if job.error_code != ENGINE_LOST:
+                await self.refuse(job, Interrupted())
         swept = await self.files.sweep(self.images.known_ids)
         log.info("swept %s", swept)
 
-    async def run(self, order: Order) -> Result:
+    async def lost(self) -> list[JobRecord]:
+        """The jobs that wait since an earlier run lost its engine, in the order in which they are due."""
+        return [job for job in await self._jobs.pending() if job.error_code == ENGINE_LOST]
+
+    async def refuse(self, job: JobRecord, error: Exception) -> None:
+        """Fail a job that will not be carried out."""
+        answer, message = explain(error)
+        await self._jobs.fail(job.id, answer.code, message)
+
+    async def run(self, order: Order, job: JobRecord | None = None) -> Result:
         """Carry an order out; if the caller is cancelled, so is the job, and its rows are free by the next step.
+
+        Args:
+            job: its row, where it has one already.
 
         Raises:
             QueueFull, Interrupted: before anything was written.
+            EngineLost: the next run of the server carries it out.
             PipelineError, StorageError: the first image's failure, when no image could be made.
         """
         if self._closed:
             raise Interrupted
         self._scheduler.check_room(order.entry, order.requests, self._reserved)
         self._reserved += len(order.requests)
-        run = _Run(order)
+        run = _Run(order, job)
         task = asyncio.create_task(self._carry_out(run))
         self._under_way[task] = run
         task.add_done_callback(self._forget)
@@ -138,11 +133,14 @@ class Jobs:
             raise
         return task.result()
 
-    def stop(self) -> None:
-        """Take no more orders and end those under way; their waiters hear `Interrupted`."""
+    def stop(self, reason: Exception | None = None) -> None:
+        """Take no more orders and end those under way; their waiters hear the reason, else `Interrupted`.
+
+        After DeviceLost they are left to the next run of the server.
+        """
         self._closed = True
         for run in self._under_way.values():
-            run.stop(Interrupted())
+            run.stop(reason or Interrupted())
 
     async def close(self) -> None:
         """Stop, and wait until every job has its end in the database."""
@@ -171,18 +169,21 @@ class Jobs:
                 raise run.stopped
             return await self._complete(run.order, job, made)
         except Exception as error:
-            await self._end(job, error, [kept.image for kept in made if isinstance(kept, Kept)])
-            raise
+            heard = await self._end(job, error, [kept.image for kept in made if isinstance(kept, Kept)])
+            if heard is error:
+                raise
+            raise heard from error
 
     async def _accept(self, run: _Run) -> JobRecord:
         """The job's row, durable, and then its tickets."""
         try:
-            job = await self._jobs.insert(_new_job(run.order))
+            job = run.job or await self._jobs.insert(to_job(run.order))
         finally:
             self._reserved -= len(run.order.requests)
         if run.stopped is None:  # nothing was awaited since, so the room that was reserved is still there
+            wanted = Submission(run.order.priority, run.order.owner_id, run.order.deadline)
             run.tickets = [
-                self._scheduler.submit(run.order.entry, request, run.order.submission, lambda _: run.begun.set())
+                self._scheduler.submit(run.order.entry, request, wanted, lambda _: run.begun.set())
                 for request in run.order.requests
             ]
         return job
@@ -235,6 +236,8 @@ class Jobs:
 
     async def _complete(self, order: Order, job: JobRecord, made: Sequence[Kept | BaseException]) -> Result:
         """Write the rows of the pictures and the job's end; the first failure if there is no picture."""
+        if lost := next((one for one in made if isinstance(one, DeviceLost)), None):
+            raise lost  # one image fails alone; without a device the whole job is done again
         kept = [one for one in made if isinstance(one, Kept)]
         failures = {
             index: public(one, order.entry.name) for index, one in enumerate(made) if isinstance(one, BaseException)
@@ -257,20 +260,31 @@ class Jobs:
         promised = max((one.picture.promised or 0.0 for one in kept), default=None)
         return Result(ended, images, reasons, seconds, promised, first.prompt, first.negative_prompt)
 
-    async def _end(self, job: JobRecord, error: Exception, images: Sequence[NewImage]) -> None:
-        """End a job without pictures. Its row first: files may go once it is sure that no row names them."""
+    async def _end(self, job: JobRecord, error: Exception, images: Sequence[NewImage]) -> Exception:
+        """End a job without pictures, and return what its waiter hears.
+
+        Its row first: files may go once it is sure that no row names them.
+        """
         try:
             if isinstance(error, ClientGone):
                 await self._jobs.cancel(job.owner_id, job.id)
+            elif isinstance(error, DeviceLost) or (isinstance(error, Interrupted) and job.error_code == ENGINE_LOST):
+                error = await self._requeue(job, error)
             else:
-                answer, message = explain(error)
-                await self._jobs.fail(job.id, answer.code, message)
+                await self.refuse(job, error)
             for image in images:
                 await asyncio.to_thread(self._delete, image)
         except IllegalTransition as ended:
             log.warning("%s Its files stay.", ended)
         except Exception:
             log.exception("job %s could not be ended; the next start of the server ends it", job.id)
+        return error
+
+    async def _requeue(self, job: JobRecord, error: Exception) -> Exception:
+        """Leave a job to the next run of the server, as its client was or will be told."""
+        left = await self._jobs.requeue(job.id, str(error), lost=isinstance(error, DeviceLost))
+        log.warning("job %s is %s: %s", left.id, left.status, left.error_message)
+        return EngineLost(job.id) if left.status is JobStatus.PENDING else error
 
     def _delete(self, image: NewImage) -> None:
         self.files.delete(MediaName.of_image(image.id, image.created_at, image.format))
@@ -280,19 +294,3 @@ class Jobs:
         del self._under_way[task]
         if not task.cancelled():
             task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
-
-
-def _new_job(order: Order) -> NewJob:
-    first = order.requests[0]
-    return NewJob(
-        owner_id=order.owner_id,
-        session_id=order.session_id,
-        priority=order.priority,
-        request={"images": [asdict(request) for request in order.requests], "format": order.format} | order.notes,
-        prompt=first.prompt,
-        negative_prompt=first.negative_prompt or "",
-        model=order.entry.name,
-        image_count=len(order.requests),
-        user=order.user,
-        safety_identifier=order.safety_identifier,
-    )

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -23,12 +25,21 @@ GRACE_SECONDS = 6
 
 A step or a load that runs on the GPU thread even then is waited for, but nothing is lost if the wait is cut."""
 
+EXIT_ENGINE_LOST = 70
+"""The exit code that asks a supervisor for a new process (EX_SOFTWARE of sysexits.h)."""
+
+LAST_RESORT_SECONDS = 30
+"""How long a server that lost its device may take to end in order; then it ends at once."""
+
 FAREWELL_SECONDS = 2
 """How long it then waits for clients to hear the end; without a bound a slow one would keep the process for ever."""
 
 
 def serve_forever(settings: Settings) -> int:
     """Serve until interrupted; returns the process's exit code.
+
+    When the device was lost it does not return: the process ends with EXIT_ENGINE_LOST, for a thread may hang, and
+    what CUDA does at the end of a process may fail.
 
     Raises:
         SettingsError, CatalogError, StorageError: it cannot start.
@@ -68,15 +79,36 @@ def serve_forever(settings: Settings) -> int:
             click.echo(f"{settings.models} names no model: the demo checkpoints are served", err=True)
         click.echo(f"Open {url} (started in {monotonic() - began:.1f} s; the default model is loading)", err=True)
 
-    asyncio.run(_serve(app, server, listener, announce))
+    if asyncio.run(_serve(app, server, listener, announce)):
+        _leave()
     return 0
 
 
-async def _serve(app: Litestar, server: uvicorn.Server, listener: socket.socket, announce: Callable[[], None]) -> None:
-    """The app's parts start and stop around the HTTP server, so that their errors reach the caller as they are."""
+async def _serve(app: Litestar, server: uvicorn.Server, listener: socket.socket, announce: Callable[[], None]) -> bool:
+    """Serve, and say whether the device was lost.
+
+    The app's parts start and stop around the HTTP server, so that their errors reach the caller as they are.
+    """
     async with app.lifespan():
         announce()
+        lost: asyncio.Event = app.state.services.readiness.lost
+        ending = asyncio.create_task(_stop_once_lost(lost, server))
         await server.serve(sockets=[listener])
+        ending.cancel()
+    return lost.is_set()
+
+
+async def _stop_once_lost(lost: asyncio.Event, server: uvicorn.Server) -> None:
+    await lost.wait()
+    last_resort = threading.Timer(LAST_RESORT_SECONDS, _leave)
+    last_resort.daemon = True
+    last_resort.start()
+    server.should_exit = True
+
+
+def _leave() -> None:
+    logging.shutdown()
+    os._exit(EXIT_ENGINE_LOST)
 
 
 class HttpServer(uvicorn.Server):

@@ -1,5 +1,6 @@
 """What the routes may reach: the parts of a running server, by type."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 from pipelines.catalog import Catalog
@@ -14,9 +15,15 @@ LOCAL_OWNER = "local"
 
 @dataclass
 class Readiness:
-    """What the server waits for before it can take work, by cause."""
+    """What the server waits for before it can take work, by cause; and whether its device was lost, which ends it."""
 
     missing: dict[str, str] = field(default_factory=dict)
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def dead(self) -> str | None:
+        """Why nothing but a new process will ever compute again."""
+        return self.missing.get("engine") or self.missing.get("scheduler")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from storage.database import Database
 from storage.errors import IllegalTransition, JobNotFound
-from storage.records import JobRecord, JobStatus, NewImage, NewJob, Recovered
+from storage.records import ENGINE_LOST, JobRecord, JobStatus, NewImage, NewJob, Recovered
 from storage.tables import Image, Job
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.PENDING: frozenset({JobStatus.PROCESSING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.PENDING: frozenset({JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.PROCESSING: frozenset({JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.COMPLETED: frozenset(),
     JobStatus.FAILED: frozenset(),
@@ -75,6 +75,28 @@ class JobStore:
         changes = {"error_code": code, "error_message": message, "finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
             return _record(await _move(session, job_id, JobStatus.FAILED, changes))
+
+    async def requeue(self, job_id: str, message: str, *, lost: bool) -> JobRecord:
+        """Leave an open job to the next run of the server, and give back the attempt it spent, if it spent one.
+
+        A job that was processing when the engine was lost may be what broke it: that is counted, and the
+        `max_attempts`-th time it fails.
+        """
+        marked = {"error_code": ENGINE_LOST, "error_message": message}
+        async with self._database.write() as session:
+            found = await session.exec(select(Job.status, Job.losses, Job.max_attempts).where(Job.id == job_id))
+            status, losses, most = found.one_or_none() or (None, 0, 1)
+            under_way = status is JobStatus.PROCESSING
+            losses += under_way and lost
+            if losses >= most:
+                return _record(await _move(session, job_id, JobStatus.FAILED, _given_up(losses)))
+            returned = {
+                "attempts": col(Job.attempts) - under_way,
+                "losses": losses,
+                "boot_id": None,
+                "started_at": None,
+            }
+            return _record(await _move(session, job_id, JobStatus.PENDING, marked | returned))
 
     async def cancel(self, owner_id: str, job_id: str) -> JobRecord:
         """Raises JobNotFound for another owner's job as well."""
@@ -135,6 +157,11 @@ async def _move(
     if changed.rowcount == 0:
         raise IllegalTransition(job_id, job.status, target)
     return job
+
+
+def _given_up(losses: int) -> dict[str, Any]:
+    message = f"The engine was lost each of the {losses} times that this job was processed."
+    return {"losses": losses, "error_code": ENGINE_LOST, "error_message": message, "finished_at": datetime.now(UTC)}
 
 
 def _record(job: Job) -> JobRecord:

@@ -9,6 +9,7 @@ from typing import Any
 from storage.media import ImageFormat, MediaName
 
 MAXIMUM_ATTEMPTS = 3
+ENGINE_LOST = "engine_lost"  # the error_code of a pending job that the next run of the server is to carry out
 MAXIMUM_SEED = 2**53 - 1  # the largest whole number that JavaScript keeps exact
 
 
@@ -39,7 +40,11 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """One job as it stands. `boot_id` names the run of the server that took it; `cost` is 0 until its end."""
+    """One job as it stands.
+
+    `boot_id` names the run of the server that took it; `cost` is 0 until its end. `losses` counts how often the engine
+    was lost while the job was processing, which spends none of its attempts.
+    """
 
     id: str
     owner_id: str
@@ -56,6 +61,7 @@ class JobRecord:
     boot_id: str | None
     attempts: int
     max_attempts: int
+    losses: int
     error_code: str | None
     error_message: str | None
     cost: float

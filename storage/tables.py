@@ -73,6 +73,7 @@ class Job(SQLModel, table=True):
     boot_id: str | None = None
     attempts: int = 0
     max_attempts: int
+    losses: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     error_code: str | None = None
     error_message: str | None = None
     cost: float = 0.0

@@ -16,7 +16,6 @@ from pipelines.errors import (
     CheckpointError,
     DeviceError,
     ImageFailed,
-    ImageTooLarge,
     InvalidRequest,
     NoRoom,
     NotANumber,
@@ -72,58 +71,76 @@ def test_an_image_that_raises_in_the_forward_fails_alone(
     assert [image.evaluation for image in batch] == [1, 1, 0, 1]
 
 
-def test_too_little_memory_for_all_is_enough_for_some_and_changes_no_picture(
+def test_an_image_of_nan_fails_alone_and_is_never_decoded(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry
 ) -> None:
-    sizes: list[int] = []
-
-    def small_device(images: Sequence[Denoising]) -> None:
-        sizes.append(len(images))
-        if len(images) > 2:
-            raise torch.OutOfMemoryError("planted")
-
-    expected = begin(engine, entry, sampler="Euler a")
-    for half in (expected[:2], expected[2:]) * 2:
-        engine.step(entry, half)
-    batch = begin(engine, entry, sampler="Euler a")
-    patch_predict(monkeypatch, engine, entry, small_device)
-    for _ in range(2):
-        assert engine.step(entry, batch) == [None] * 4
-    assert sizes == [4, 2, 2] * 2
-    for image, other in zip(batch, expected, strict=True):
-        assert torch.equal(image.latents, other.latents), "the retry must start from the same latents and generator"
-
-
-def test_an_image_too_large_even_alone_says_so(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry
-) -> None:
-    def no_memory(images: Sequence[Denoising]) -> None:
-        raise torch.OutOfMemoryError("planted")
-
-    patch_predict(monkeypatch, engine, entry, no_memory)
-    outcomes = engine.step(entry, begin(engine, entry, 2))
-    assert all(isinstance(outcome, ImageTooLarge) for outcome in outcomes)
-    assert "smaller size" in str(outcomes[0])
-
-
-def test_an_image_of_nan_never_becomes_a_black_picture(engine: Engine, entry: ModelEntry) -> None:
-    batch = begin(engine, entry, 3)
+    batch = begin(engine, entry, 4)
+    expected = engine.finish(entry, [batch[0], batch[2]])
     batch[1].latents = torch.full_like(batch[1].latents, torch.nan)
-    outcomes = engine.finish(entry, batch)
-    assert isinstance(outcomes[0], Image.Image) and isinstance(outcomes[2], Image.Image)
-    assert isinstance(outcomes[1], NotANumber)
-
-
-def test_a_vae_that_overflows_is_noticed(monkeypatch: pytest.MonkeyPatch, engine: Engine, entry: ModelEntry) -> None:
-    family = engine.family(entry)
+    batch[3].latents = batch[3].latents.clone()
+    batch[3].latents[0, 0, 0, 0] = torch.inf
+    family, sizes = engine.family(entry), list[int]()
     decode = family.decode
+    monkeypatch.setattr(family, "decode", lambda latents: (sizes.append(len(latents)), decode(latents))[1])
+    outcomes = engine.finish(entry, batch)
+    assert isinstance(outcomes[1], NotANumber) and isinstance(outcomes[3], NotANumber)
+    assert [picture.tobytes() for picture in (outcomes[0], outcomes[2]) if isinstance(picture, Image.Image)] == [
+        picture.tobytes() for picture in expected if isinstance(picture, Image.Image)
+    ]
+    assert sizes == [2]
+    assert all(isinstance(outcome, NotANumber) for outcome in engine.finish(entry, [batch[1], batch[3]]))
+    assert sizes == [2]
 
-    def overflowing(latents: torch.Tensor) -> torch.Tensor:
-        pixels = decode(latents)
-        pixels[0, 0, 0, 0] = torch.inf
+
+@torch.inference_mode()
+def keep(family: Family, dtype: torch.dtype) -> None:
+    """Have the VAE in a dtype, as `place` would on a GPU."""
+    family.vae.to(dtype)
+
+
+def overflowing_vae(monkeypatch: pytest.MonkeyPatch, family: Family, rows: Sequence[int], always: bool = False) -> None:
+    """A VAE in half precision whose network gives infinity there, and in float32 what it should."""
+    keep(family, torch.bfloat16)
+    network = family.vae.decoder.forward
+
+    def decoder(sample: torch.Tensor, *args: Any) -> torch.Tensor:
+        pixels: torch.Tensor = network(sample, *args)
+        if always or sample.dtype != torch.float32:
+            pixels[list(rows), 0, 0, 0] = torch.inf
         return pixels
 
-    monkeypatch.setattr(family, "decode", overflowing)
+    monkeypatch.setattr(family.vae.decoder, "forward", decoder)
+
+
+def test_what_overflows_in_half_precision_is_decoded_again_in_float32(
+    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
+) -> None:
+    engine = Engine(pick_device("cpu"))
+    entry = catalog.resolve("tiny-sdxl")
+    engine.load(entry)
+    family = engine.family(entry)
+    batch = begin(engine, entry, 3)
+    batch[0].latents = torch.full_like(batch[0].latents, torch.nan)
+    keep(family, torch.bfloat16)
+    half = [picture.tobytes() for picture in engine.finish(entry, batch) if isinstance(picture, Image.Image)]
+    keep(family, torch.float32)
+    (whole,) = engine.finish(entry, [batch[2]])
+    overflowing_vae(monkeypatch, family, [1])
+    outcomes = engine.finish(entry, batch)
+    assert isinstance(outcomes[0], NotANumber)
+    assert isinstance(outcomes[1], Image.Image) and outcomes[1].tobytes() == half[0], "it was sound as it was"
+    assert isinstance(outcomes[2], Image.Image) and isinstance(whole, Image.Image)
+    assert outcomes[2].tobytes() == whole.tobytes() != half[1]
+    assert family.vae.dtype == torch.bfloat16, "the float32 was for that call alone"
+
+
+def test_pixels_that_are_not_finite_even_in_float32_fail_their_image_alone(
+    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
+) -> None:
+    engine = Engine(pick_device("cpu"))
+    entry = catalog.resolve("tiny-sdxl")
+    engine.load(entry)
+    overflowing_vae(monkeypatch, engine.family(entry), [0], always=True)
     outcomes = engine.finish(entry, begin(engine, entry, 2))
     assert isinstance(outcomes[0], NotANumber)
     assert isinstance(outcomes[1], Image.Image)
@@ -225,6 +242,14 @@ def test_lack_of_memory_is_known_by_whatever_it_raises() -> None:
         torch.empty(2**55)
     assert is_out_of_memory(lacking.value)
     assert is_out_of_memory(torch.OutOfMemoryError("planted"))
+    for said in (
+        "Invalid buffer size: 36.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ):
+        assert is_out_of_memory(RuntimeError(said)), said
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
     assert not is_out_of_memory(RuntimeError("a shape is wrong"))
 
 

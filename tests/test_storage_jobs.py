@@ -18,6 +18,7 @@ pytestmark = pytest.mark.anyio
 Verb = Callable[[JobStore, str], Awaitable[JobRecord]]
 
 VERBS: dict[JobStatus, Verb] = {
+    JobStatus.PENDING: lambda jobs, id: jobs.requeue(id, "the device hangs", lost=True),
     JobStatus.PROCESSING: lambda jobs, id: jobs.start(id, "boot"),
     JobStatus.COMPLETED: lambda jobs, id: jobs.complete(id, "boot", [new_image()]),
     JobStatus.FAILED: lambda jobs, id: jobs.fail(id, "out_of_memory", "too large"),
@@ -183,3 +184,42 @@ async def test_a_job_that_kills_every_run_fails_after_its_last_attempt(tmp_path:
         assert (failed.status, failed.error_code) == (JobStatus.FAILED, "interrupted")
         assert failed.finished_at is not None
         assert await jobs.recover("boot 5") == Recovered(requeued=0, failed=0)
+
+
+async def test_a_lost_engine_spends_no_attempt_and_is_counted(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        jobs = JobStore(database)
+        under_way, waiting = [await jobs.insert(new_job()) for _ in range(2)]
+        await jobs.start(under_way.id, "boot 1")
+        for job, losses in ((under_way, 1), (waiting, 0)):
+            left = await jobs.requeue(job.id, "the device hangs", lost=True)
+            assert left == await jobs.get("ann", job.id)
+            assert (left.status, left.attempts, left.losses) == (JobStatus.PENDING, 0, losses)
+            assert (left.error_code, left.error_message) == ("engine_lost", "the device hangs")
+            assert (left.boot_id, left.started_at, left.finished_at) == (None, None, None)
+        assert await jobs.pending() == [await jobs.get("ann", job.id) for job in (under_way, waiting)]
+        await jobs.start(under_way.id, "boot 2")
+        done = await jobs.complete(under_way.id, "boot 2", [new_image()])
+        assert (done.status, done.attempts, done.error_code) == (JobStatus.COMPLETED, 1, None)
+
+
+async def test_a_job_under_which_every_engine_is_lost_fails_at_last(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        jobs = JobStore(database)
+        job = await jobs.insert(new_job())
+        for time in (1, 2, 3):
+            await jobs.start(job.id, f"boot {time}")
+            job = await jobs.requeue(job.id, "the device hangs", lost=True)
+            assert (job.status, job.losses) == (JobStatus.FAILED if time == 3 else JobStatus.PENDING, time)
+        assert job.error_code == "engine_lost" and "each of the 3 times" in (job.error_message or "")
+        assert job.finished_at is not None
+
+
+async def test_a_stop_leaves_a_job_to_the_next_run_without_counting_it_as_a_loss(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        jobs = JobStore(database)
+        job = await jobs.insert(new_job())
+        for boot in "abcde":
+            await jobs.start(job.id, boot)
+            left = await jobs.requeue(job.id, "the server stops", lost=False)
+            assert (left.status, left.attempts, left.losses) == (JobStatus.PENDING, 0, 0)

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.anyio
 NEXT = """
 from alembic import op
 import sqlalchemy as sa
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("note", sa.String()))
 """
@@ -47,7 +47,7 @@ def _schema(path: Path) -> set[str]:
 def _normal(sql: str) -> str:
     """A statement whose columns and constraints stand in one order."""
     head, _, body = " ".join(sql.split()).partition("(")
-    return f"{head}({','.join(sorted(part.strip() for part in body.split(', ')))}"
+    return f"{head}({','.join(sorted(part.strip() for part in body.removesuffix(')').split(', ')))})"
 
 
 async def test_the_migrations_make_what_the_models_say(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def add_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     copy = tmp_path / "100% migrations"
     shutil.copytree(storage.schema.MIGRATIONS, copy)
     monkeypatch.setattr(storage.schema, "MIGRATIONS", copy)
-    yield copy / "versions" / "revision_0002.py"
+    yield copy / "versions" / "revision_0003.py"
 
 
 async def test_an_old_database_is_copied_and_migrated(tmp_path: Path, add_revision: Path) -> None:
@@ -78,13 +78,13 @@ async def test_an_old_database_is_copied_and_migrated(tmp_path: Path, add_revisi
     add_revision.write_text(NEXT)
     async with opened(folder) as database:
         assert await JobStore(database).get("ann", job.id) == job
-    assert inspect_database(folder).revision == "0002"
+    assert inspect_database(folder).revision == "0003"
     assert any("note" in sql for sql in _schema(folder / "darkroom.db"))
-    copy = folder / "darkroom.db.before-0002"
+    copy = folder / "darkroom.db.before-0003"
     assert _schema(copy) == before
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("SELECT id FROM jobs").fetchall() == [(job.id,)]
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
     assert copy.stat().st_mode & 0o777 == 0o600
     assert not (folder / "unfinished").exists()
 
@@ -98,7 +98,19 @@ async def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path, a
     with pytest.raises(RuntimeError, match="half way"):
         await Database.open(folder)
     assert _schema(folder / "darkroom.db") == before
-    assert inspect_database(folder).revision == "0001"
+    assert inspect_database(folder).revision == "0002"
     add_revision.write_text(NEXT)
     async with opened(folder) as database:
         assert await JobStore(database).get("ann", job.id) == job
+
+
+async def test_a_database_of_the_first_revision_keeps_its_jobs(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        job = await JobStore(database).insert(new_job())
+    with closing(sqlite3.connect(tmp_path / "darkroom.db")) as connection:
+        connection.execute("ALTER TABLE jobs DROP COLUMN losses")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.commit()
+    async with opened(tmp_path) as database:
+        assert await JobStore(database).get("ann", job.id) == job
+    assert inspect_database(tmp_path).revision == "0002"

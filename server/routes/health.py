@@ -15,9 +15,11 @@ class Health(Controller):
 
     @get("/health", sync_to_thread=False)
     def health(self, services: NamedDependency[Services]) -> Response[dict[str, str]]:
-        """200; 503 once the scheduler has stopped, which only a restart mends."""
-        stopped = "scheduler" in services.readiness.missing
-        return Response({"status": "stopped" if stopped else "ok"}, status_code=503 if stopped else 200)
+        """200; 503 and why, once the scheduler has stopped or the device was lost, which only a restart mends."""
+        dead = services.readiness.dead
+        if dead is not None:
+            return Response({"status": "stopped", "reason": dead}, status_code=503)
+        return Response({"status": "ok"})
 
     @get("/ready", sync_to_thread=False)
     def ready(self, services: NamedDependency[Services]) -> Response[dict[str, Any]]:

@@ -87,6 +87,15 @@ class CostModel:
             self._known[key, rows] = expected * (1.0 if ratio.value is None else ratio.value)
         return self._known[key, rows]
 
+    def expected_step(self, key: BatchKey, rows: int) -> float | None:
+        """The same once a step of this shape ran; the first of a shape may have kernels to compile."""
+        ran = (key.width, key.height) in self._model(key.model).shapes
+        return self.step_seconds(key, rows) if ran else None
+
+    def expected_decode(self, key: BatchKey, images: int) -> float | None:
+        """Seconds of decoding so many images, once this model decoded any."""
+        return None if self._model(key.model).decode.value is None else images * self.decode_seconds(key)
+
     def encode_seconds(self, model: str) -> float:
         """What comes before one image's first step."""
         known = self._model(model)

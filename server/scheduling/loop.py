@@ -11,14 +11,14 @@ thread alone: each visit there reports it.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from time import monotonic
 from typing import Any
 
 from pipelines.catalog import ModelEntry
-from pipelines.errors import PipelineError
+from pipelines.errors import DeviceLost, PipelineError
 from pipelines.request import BatchKey, ImageRequest
 from server.gpu import WorkerThread
 from server.scheduling import policy
@@ -27,7 +27,7 @@ from server.scheduling.meter import Meter
 from server.scheduling.models import Models
 from server.scheduling.outlook import Outlook
 from server.scheduling.previews import Previews
-from server.scheduling.queue import Picture, QueueFull, Stage, Submission, Ticket
+from server.scheduling.queue import Line, Picture, QueueFull, Stage, Submission, Ticket
 from server.scheduling.verbs import EngineVerbs, Visits, prepare
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Scheduler:
         self.outlook = Outlook(self.books, self.cap, queue_limit=queue_limit, queue_seconds=queue_seconds)
         self._engine = engine
         self._max_rows = max_rows
-        self._tickets: list[Ticket] = []
+        self.line = Line()
         self._orders = count()
         self._load = asyncio.Event()
         self._wake = {stage: asyncio.Event() for stage in Stage}
@@ -77,14 +77,9 @@ class Scheduler:
         return [identity.partition("@")[0] for identity in self.models.resident]
 
     @property
-    def tickets(self) -> list[Ticket]:
-        """The images that wait or run, in the order in which they came."""
-        return [ticket for ticket in self._tickets if ticket.live]
-
-    @property
     def depth(self) -> int:
         """Images that wait or run."""
-        return len(self.tickets)
+        return len(self.line.tickets)
 
     def cap(self, key: BatchKey) -> int:
         """The most rows a forward pass of this key may have."""
@@ -94,7 +89,7 @@ class Scheduler:
         """Raise QueueFull unless these images, and so many more that are reserved, may be submitted."""
         seconds = self.outlook.work(entry, requests)
         try:
-            self.outlook.check_room(self.tickets, len(requests) + reserved, seconds)
+            self.outlook.check_room(self.line.tickets, len(requests) + reserved, seconds)
         except QueueFull:
             self.books.meter.refused()
             raise
@@ -111,9 +106,9 @@ class Scheduler:
         entered = self.books.clock.enter(wanted.owner)
         ticket = Ticket(entry, request, wanted, next(self._orders), future, watch, self.books.clock, entered)
         ticket.solo = self.books.solo_seconds(ticket)
-        self._tickets.append(ticket)
+        self.line.add(ticket)
         future.add_done_callback(lambda _: self._ended(ticket))
-        ticket.promised = self.outlook.end_of(ticket, self.tickets)
+        ticket.promised = self.outlook.end_of(ticket, self.line.tickets)
         self._wake_all()
         return ticket
 
@@ -133,7 +128,11 @@ class Scheduler:
         self._load.set()
 
     async def run(self) -> None:
-        """Work until cancelled; then whoever still waits is told so."""
+        """Work until cancelled; then whoever still waits is told so.
+
+        Raises:
+            DeviceLost: and with it every image failed.
+        """
         try:
             async with asyncio.TaskGroup() as workers:
                 workers.create_task(self._keep_house())
@@ -141,8 +140,15 @@ class Scheduler:
                 workers.create_task(self._work(self._wake[Stage.WAITING], self._begin_some))
                 workers.create_task(self._work(self._wake[Stage.DENOISING], self._step_some))
                 workers.create_task(self._work(self._wake[Stage.DECODING], self._decode_some))
+        except ExceptionGroup as group:
+            lost = next((error for error in group.exceptions if isinstance(error, DeviceLost)), None)
+            if lost is None:
+                raise
+            for ticket in self.line.tickets:
+                ticket.fail(lost)
+            raise lost from None
         finally:
-            for ticket in self.tickets:
+            for ticket in self.line.tickets:
                 ticket.future.cancel()
 
     async def _work(self, wake: asyncio.Event, turn: Callable[[], Awaitable[bool]]) -> None:
@@ -161,26 +167,28 @@ class Scheduler:
 
     async def _load_some(self) -> bool:
         """Unload what is no longer wanted, or load the model of the foremost image that lacks one."""
-        if await self.models.unload_one({ticket.key.model for ticket in self.tickets}):
+        if await self.models.unload_one(self.line.needed):
             return True
-        entry = self.models.next(self._at(Stage.WAITING), self._busy())
+        entry = self.models.next(self.line.at(Stage.WAITING), self.line.busy)
         if entry is None:
             return False
         try:
-            await self.models.bring(entry, self._busy)
+            await self.models.bring(entry, lambda: self.line.busy)
+        except DeviceLost:
+            raise
         except Exception as error:
-            self._fail(self._without(entry), error)
-        for ticket in self._without(entry):  # now that it is known what the model's work costs
+            self._fail(self.line.waiting_for(entry), error)
+        for ticket in self.line.waiting_for(entry):  # now that it is known what the model's work costs
             ticket.solo = self.books.solo_seconds(ticket)
         self._wake_all()
         return True
 
     async def _begin_some(self) -> bool:
         """Encode prompts and draw the noise of the images next in line."""
-        waiting = self._at(Stage.WAITING)
+        waiting = self.line.at(Stage.WAITING)
         ready = [ticket for ticket in waiting if ticket.key.model in self.models.resident]
         ready = policy.not_held(ready, waiting, self._crowding)
-        begun = self._at(Stage.ENCODING, Stage.DENOISING)
+        begun = self.line.at(Stage.ENCODING, Stage.DENOISING)
         batch = policy.admit(ready, begun, self.books.cost, self.cap, self._max_rows)
         if not batch:
             return False
@@ -217,13 +225,14 @@ class Scheduler:
 
     async def _step_some(self) -> bool:
         """One forward pass for the batch of the highest value."""
-        batch = policy.ride(self._at(Stage.DENOISING), self.books.cost, self.cap, self.depth)
+        batch = policy.ride(self.line.at(Stage.DENOISING), self.books.cost, self.cap, self.depth)
         if not batch:
             return False
-        rows, images = sum(ticket.rows for ticket in batch), [ticket.denoising for ticket in batch]
+        key, rows = batch[0].key, sum(ticket.rows for ticket in batch)
+        work = partial(self._engine.step, batch[0].entry, [ticket.denoising for ticket in batch])
         with self._failing(batch):
-            outcomes, seconds = await self.visits(partial(self._engine.step, batch[0].entry, images))
-            self.books.stepped(batch[0].key, len(batch), rows, seconds)
+            outcomes, seconds = await self.visits(work, self.books.cost.expected_step(key, rows))
+            self.books.stepped(key, len(batch), rows, seconds)
             for ticket, failure in zip(batch, outcomes, strict=True):
                 self._stepped(ticket, failure)
         return True
@@ -241,12 +250,13 @@ class Scheduler:
 
     async def _decode_some(self) -> bool:
         """Turn finished latents into pictures, several at once."""
-        batch = policy.decode(self._at(Stage.DECODING))
+        batch = policy.decode(self.line.at(Stage.DECODING))
         if not batch:
             return False
         with self._failing(batch):
             images = [ticket.denoising for ticket in batch]
-            decoded, seconds = await self.visits(partial(self._engine.finish, batch[0].entry, images))
+            expected = self.books.cost.expected_decode(batch[0].key, len(batch))
+            decoded, seconds = await self.visits(partial(self._engine.finish, batch[0].entry, images), expected)
             self.books.decoded(batch[0].key, len(batch), seconds)
             for ticket, result in zip(batch, decoded, strict=True):
                 if isinstance(result, Exception):
@@ -257,8 +267,7 @@ class Scheduler:
 
     def _ended(self, ticket: Ticket) -> None:
         """A ticket's future is done, by whichever way: forget it, and let the next in line have its rows."""
-        with suppress(ValueError):
-            self._tickets.remove(ticket)
+        self.line.remove(ticket)
         self.books.clock.leave(ticket.owner)
         ticket.denoising = None
         self._wake_all()
@@ -266,17 +275,7 @@ class Scheduler:
 
     def _crowding(self, model: str) -> set[str]:
         """The models for which there is no room while the busy ones and this one are there."""
-        return self.models.crowded_out(self._busy() | {model})
-
-    def _busy(self) -> set[str]:
-        """The models with images in flight."""
-        return {ticket.key.model for ticket in self.tickets if ticket.stage is not Stage.WAITING}
-
-    def _without(self, entry: ModelEntry) -> list[Ticket]:
-        return [ticket for ticket in self._at(Stage.WAITING) if ticket.key.model == entry.identity]
-
-    def _at(self, *stages: Stage) -> list[Ticket]:
-        return [ticket for ticket in self.tickets if ticket.stage in stages]
+        return self.models.crowded_out(self.line.busy | {model})
 
     def _wake_all(self) -> None:
         """Somebody came or went: there may be something to load or to begin."""
@@ -288,6 +287,8 @@ class Scheduler:
         """An unforeseen error in here ends these tickets, not the scheduler."""
         try:
             yield
+        except DeviceLost:
+            raise  # everybody's end, not these tickets' alone
         except Exception as error:
             self._fail(batch, error)
 

@@ -1,4 +1,4 @@
-"""One image's ticket from submission to picture, and the bounded queue that gives tickets out."""
+"""One image's ticket from submission to picture, and the line of them."""
 
 import asyncio
 from collections.abc import Callable
@@ -166,3 +166,39 @@ class Ticket:
     def fail(self, error: BaseException) -> None:
         if self.live:
             self.future.set_exception(error)
+
+
+class Line:
+    """The images that wait or run, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._tickets: dict[int, Ticket] = {}
+
+    def add(self, ticket: Ticket) -> None:
+        self._tickets[ticket.order] = ticket
+
+    def remove(self, ticket: Ticket) -> None:
+        self._tickets.pop(ticket.order, None)
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """Those that somebody still waits for."""
+        return [ticket for ticket in self._tickets.values() if ticket.live]
+
+    def at(self, *stages: Stage) -> list[Ticket]:
+        """Those that stand at one of these stages."""
+        return [ticket for ticket in self.tickets if ticket.stage in stages]
+
+    def waiting_for(self, entry: ModelEntry) -> list[Ticket]:
+        """Those of a model that are not begun."""
+        return [ticket for ticket in self.at(Stage.WAITING) if ticket.key.model == entry.identity]
+
+    @property
+    def needed(self) -> set[str]:
+        """The models that any of them is made with, by identity."""
+        return {ticket.key.model for ticket in self.tickets}
+
+    @property
+    def busy(self) -> set[str]:
+        """The models with images in flight, by identity."""
+        return {ticket.key.model for ticket in self.tickets if ticket.stage is not Stage.WAITING}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,6 +13,12 @@ from pipelines.state import EngineState
 from server.gpu import WorkerThread
 
 T = TypeVar("T")
+
+LEAST_PATIENCE = 60.0
+"""Seconds that work is given at least before it counts as hanging."""
+
+PATIENCE_FACTOR = 20
+"""How many times its expected time it is given."""
 
 Progress = Callable[[str, float], None]
 """Called with the stage of a load and the share of it that is done, from whichever thread does it."""
@@ -54,9 +61,17 @@ class Visits:
         """The engine's, when the GPU thread last reported."""
         self._gpu = gpu
 
-    async def __call__(self, work: Callable[[], T]) -> tuple[T, float]:
-        """Have the GPU thread do some work; its result and its seconds. What it raised is raised here."""
-        visit = await self._gpu(_visited, self.engine, work)
+    async def __call__(self, work: Callable[[], T], expected: float | None = None) -> tuple[T, float]:
+        """Have the GPU thread do some work; its result and its seconds. What it raised is raised here.
+
+        Args:
+            expected: how many seconds such work takes, where that is known: far beyond them it counts as hanging.
+
+        Raises:
+            DeviceLost: the device failed for good, or the work hangs.
+        """
+        patience = inf if expected is None else max(LEAST_PATIENCE, PATIENCE_FACTOR * expected)
+        visit = await self._gpu.within(patience, _visited, self.engine, work)
         self.state = visit.state
         if isinstance(visit.outcome, Exception):
             raise visit.outcome

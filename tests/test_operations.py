@@ -1,0 +1,37 @@
+"""What docs/operations.md promises to supervisors: its unit is one that systemd takes, its numbers are the code's."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipelines.fitting import CAP_SECONDS
+from server.scheduling.verbs import LEAST_PATIENCE, PATIENCE_FACTOR
+from server.serving import EXIT_ENGINE_LOST, LAST_RESORT_SECONDS
+from storage.records import MAXIMUM_ATTEMPTS
+
+TEXT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+
+
+def unit() -> str:
+    (found,) = re.findall(r"^```ini\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_the_numbers_are_those_of_the_code() -> None:
+    assert f"\n| {EXIT_ENGINE_LOST} |" in TEXT and f"RestartForceExitStatus={EXIT_ENGINE_LOST}\n" in unit()
+    words = " ".join(TEXT.split())
+    assert f"gives each {LEAST_PATIENCE:.0f} seconds, or {PATIENCE_FACTOR} times" in words
+    assert f"After {LAST_RESORT_SECONDS} seconds it exits" in words
+    assert (MAXIMUM_ATTEMPTS, CAP_SECONDS) == (3, 300), "it says three times, and five minutes"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    file = tmp_path / "darkroom.service"
+    program = shutil.which("true") or "/bin/true"
+    file.write_text(unit().replace("/opt/darkroom/.venv/bin/darkroom", program))
+    done = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if file.name in line]) == (0, [])
