@@ -74,6 +74,10 @@ class Engine:
             torch.cuda.set_device(self.device.torch_device)  # it belongs to a thread, and this is the one
         self._residency.load(entry, busy)
 
+    def unload(self, identities: Collection[str]) -> None:
+        """Take models off the device; those that are not on it are passed over."""
+        self._residency.unload(identities)
+
     @_inference
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
         """Encode prompts together; in each place the conditioning, or why that one failed."""

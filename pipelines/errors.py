@@ -5,6 +5,7 @@ PipelineError
 ├── DeviceError           the device asked for is not here
 ├── CheckpointError       a checkpoint is missing, damaged, of another family or not safetensors
 │   └── IncompleteCheckpoint   files of it are not there
+├── NotHashed             a file's hash is not known, and it was not to be read
 ├── NoRoom                a model does not fit beside those at work, and may once they are done
 ├── InvalidRequest        one field of a request breaks a rule
 │   └── UnknownModel      the model named is not in the catalogue
@@ -32,6 +33,10 @@ class CheckpointError(PipelineError):
 
 class IncompleteCheckpoint(CheckpointError):
     """Files of a checkpoint are not there; a hub's are downloaded."""
+
+
+class NotHashed(PipelineError):
+    """The hash of a file of weights is not known."""
 
 
 class NoRoom(PipelineError):

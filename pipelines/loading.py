@@ -39,6 +39,7 @@ def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **
         load = _load_single_file if entry.single_file else _load_folder
         pipeline = load(pipeline_class, entry, dtype, components)
         _refuse_unfilled(pipeline)
+        _read_in(pipeline)
         return pipeline
     except CheckpointError:
         raise
@@ -225,6 +226,18 @@ def _refuse_unfilled(pipeline: Any) -> None:
                     f"the checkpoint holds no {component}.{unfilled[0]} ({len(unfilled)} tensors are missing); fetch it"
                     " again, and check that its configuration is that of its network."
                 )
+
+
+def _read_in(pipeline: Any) -> None:
+    """Copy into memory what the libraries only mapped there.
+
+    Else a file that is overwritten would change the weights of a model at work, or, made shorter, end the process.
+    """
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            for tensor in (*module.parameters(), *module.buffers()):
+                if not tensor.untyped_storage().resizable():  # torch did not allocate it: it is the file's
+                    tensor.data = tensor.data.clone()
 
 
 def quiet_libraries() -> None:

@@ -69,6 +69,12 @@ class Residency:
         assert entry.identity in self._loaded, f"{entry.name} was not loaded"
         return self._loaded[entry.identity]
 
+    def unload(self, identities: Collection[str]) -> None:
+        """Unload these models, whoever may use them; those that are not loaded are passed over."""
+        for identity in identities:
+            self._loaded.pop(identity, None)
+        free_memory(self._device.torch_device)
+
     def _evict(self, busy: Collection[str]) -> bool:
         """Unload the idle model used longest ago; False when none is idle."""
         idle = next((model for model in self._loaded if model not in busy), None)

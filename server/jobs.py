@@ -18,6 +18,7 @@ from server.disconnect import ClientGone
 from server.errors import Interrupted, explain, public
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Picture, Ticket
+from server.weights import WeightHashes
 from storage.database import Database
 from storage.encoding import encode
 from storage.errors import IllegalTransition
@@ -87,16 +88,17 @@ class _Run:
 class Jobs:
     """Runs orders. One instance a server; `boot_id` tells its work from that of a run before it.
 
-    `broken` names the models that could not be loaded when they were last wanted.
+    `broken` has the identities of the models that could not be loaded when they were last wanted.
     """
 
-    def __init__(self, database: Database, folder: Path, scheduler: Scheduler) -> None:
+    def __init__(self, database: Database, folder: Path, scheduler: Scheduler, weights: WeightHashes) -> None:
         self.boot_id = str(uuid4())
         self.images = ImageStore(database)
         self.files = MediaFiles(folder)
         self.broken: set[str] = set()
         self._jobs = JobStore(database)
         self._scheduler = scheduler
+        self._weights = weights
         self._under_way: dict[asyncio.Task[Result], _Run] = {}
         self._reserved = 0
         self._closed = False
@@ -124,6 +126,7 @@ class Jobs:
         run = _Run(order)
         task = asyncio.create_task(self._carry_out(run))
         self._under_way[task] = run
+        self._weights.begin(order.entry, anew=order.entry.identity not in self._scheduler.state.resident)
         task.add_done_callback(self._forget)
         try:
             await asyncio.wait({task})
@@ -135,6 +138,7 @@ class Jobs:
     def stop(self) -> None:
         """Take no more orders and end those under way; their waiters hear `Interrupted`."""
         self._closed = True
+        self._weights.halt()
         for run in self._under_way.values():
             run.stop(Interrupted())
 
@@ -199,15 +203,18 @@ class Jobs:
         try:
             picture = await ticket.future
         except CheckpointError:
-            self.broken.add(order.entry.name)
+            self.broken.add(order.entry.identity)
             raise
-        self.broken.discard(order.entry.name)
-        return Kept(await asyncio.to_thread(self._write, order, index, ticket.request, picture), picture)
+        self.broken.discard(order.entry.identity)
+        weights = await self._weights.of(order.entry)
+        return Kept(await asyncio.to_thread(self._write, order, index, ticket.request, picture, weights), picture)
 
-    def _write(self, order: Order, index: int, request: ImageRequest, picture: Picture) -> NewImage:
+    def _write(
+        self, order: Order, index: int, request: ImageRequest, picture: Picture, model_hash: str | None
+    ) -> NewImage:
         """Encode and save one picture, in a worker thread."""
         image_id, created_at = str(uuid4()), datetime.now(UTC)
-        text = metadata(request, order.entry)
+        text = metadata(request, order.entry, model_hash)
         encoded = encode(picture.image, order.format, text, order.compression)
         stored = self.files.save(image_id, created_at, encoded, make_thumbnail(picture.image), order.format)
         settled = asdict(request)
@@ -215,7 +222,7 @@ class Jobs:
             id=image_id,
             index=index,
             family=order.entry.family,
-            model_hash=None,
+            model_hash=model_hash,
             negative_prompt=settled.pop("negative_prompt") or "",
             parameters=order.notes | {"clip_skip": settled.pop("clip_skip")},
             format=order.format,

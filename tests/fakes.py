@@ -1,7 +1,7 @@
 """A fake engine, where only scheduling is under test: steps are instant or as slow as told, failures are planted."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,9 @@ class FakeEngine:
             raise self.failing[entry.name]
         self.resident.append(entry.identity)
         self.loads.append(entry.name)
+
+    def unload(self, identities: Collection[str]) -> None:
+        self.resident = [model for model in self.resident if model not in identities]
 
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]:
         return [self.failing.get(f"encode {request.prompt}", FakeConditioning()) for request in requests]

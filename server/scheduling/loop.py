@@ -50,6 +50,7 @@ class Scheduler:
         self._turns = count(1)
         self._served: dict[BatchKey, int] = {}
         self._apart = set[tuple[str, frozenset[str]]]()  # a model that did not fit beside others, and those others
+        self._retired = frozenset[str]()
         self._wake = {stage: asyncio.Event() for stage in Stage}
 
     @property
@@ -102,6 +103,12 @@ class Scheduler:
         if len(busy) < self._engine.resident_limit:
             with suppress(NoRoom):
                 await self._visit(partial(self._engine.load, entry, busy))
+                self._wake[Stage.WAITING].set()  # it may have been retired meanwhile
+
+    def retire(self, identities: Collection[str]) -> None:
+        """Name the models that are offered no longer, all of them: each leaves the device once it is idle."""
+        self._retired = frozenset(identities)
+        self._wake[Stage.WAITING].set()
 
     async def run(self) -> None:
         """Work until cancelled; then whoever still waits is told so."""
@@ -124,6 +131,7 @@ class Scheduler:
 
     async def _begin_some(self) -> bool:
         """Load the model, encode prompts and draw the noise of the images next in line."""
+        await self._unload_retired()
         busy = self._busy()
         batch = policy.admit(
             self._at(Stage.WAITING),
@@ -154,6 +162,11 @@ class Scheduler:
                 for ticket, outcome in zip(batch, begun, strict=True):
                     self._begun(ticket, outcome)
         return True
+
+    async def _unload_retired(self) -> None:
+        wanted = {ticket.key.model for ticket in self._live()}
+        if leaving := self._retired.intersection(self.state.resident) - wanted:
+            await self._visit(partial(self._engine.unload, leaving))
 
     def _begun(self, ticket: Ticket, outcome: Any) -> None:
         if isinstance(outcome, Exception):
