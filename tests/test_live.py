@@ -378,16 +378,19 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(file: Path, mo
 
 
 def follow_writer(monkeypatch: pytest.MonkeyPatch, file: Path, written: Iterator[str], reads: list[Path]) -> None:
-    """Have somebody write to the file before each look at it, and note who reads it."""
+    """Have somebody write to the file before each look at it, and note who reads it.
+
+    Another server of this session looks at a file of its own with the same functions.
+    """
     original: Callable[..., Catalog] = server.catalogue.load_catalog
 
     def looked(path: Path) -> Look:
-        if (text := next(written, None)) is not None:
+        if path == file and (text := next(written, None)) is not None:
             path.write_text(text)
         return look(path)
 
     def loaded(path: Path, *arguments: Any) -> Catalog:
-        reads.append(path)
+        reads.extend([path] if path == file else [])
         return original(path, *arguments)
 
     monkeypatch.setattr(server.catalogue, "look", looked)
