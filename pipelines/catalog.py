@@ -9,6 +9,9 @@ from pathlib import Path
 from pipelines.errors import UnknownModel
 from pipelines.samplers import Prediction
 
+Look = tuple[int, ...] | None
+"""How a file looked: what changes when it is edited or replaced; None where there was none."""
+
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 """What a file of weights may end in, in any case; the loader refuses all but the first."""
 
@@ -63,11 +66,13 @@ class ModelEntry:
     aliases: tuple[str, ...]
     license: str | None
     price: float
+    stamp: str = ""
+    """How the files on this machine looked when models.toml was read: see `pipelines.sources.stamp_of`."""
 
     @cached_property
     def identity(self) -> str:
         """The name and, behind an @, what its loaded networks depend on: another identity is another model to load."""
-        place = (self.family, self.source, self.revision, self.config, self.variant, self.vae, self.preview)
+        place = (self.family, self.source, self.revision, self.config, self.variant, self.vae, self.preview, self.stamp)
         way = (self.dtype, self.t5, self.max_sequence_length)
         return f"{self.name}@{hashlib.sha256(repr((place, way)).encode()).hexdigest()[:8]}"
 
@@ -90,11 +95,24 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The models this server offers."""
+    """The models this server offers.
+
+    Attributes:
+        path: the file they stand in; the demo's own where that of the operator names none.
+        file: the operator's file, whether it is there or not; None for a catalogue that was not read from one.
+        seen: how that file looked before it was read.
+    """
 
     entries: Mapping[str, ModelEntry]
     default: str
     path: Path
+    file: Path | None = None
+    seen: Look = None
+
+    @property
+    def identities(self) -> frozenset[str]:
+        """What there is to load, by identity."""
+        return frozenset(entry.identity for entry in self.entries.values())
 
     def resolve(self, name: str | None) -> ModelEntry:
         """The entry of a model name or alias; the default for None.

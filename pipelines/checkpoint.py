@@ -55,8 +55,7 @@ def inspect_checkpoint(
         if path.is_file():
             return measure([_single_file(path, pipeline_class)])
         index = inspect_index(path, pipeline_class, left_out)
-        components = [name for name in WEIGHTED if (index.get(name) or [None])[0] and name not in left_out]
-        return measure([file for name in components for file in weight_files(path / name, name, variant)])
+        return measure(list(folder_weights(path, index, variant, left_out).values()))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -141,6 +140,19 @@ def _keys_to_code(config: Any) -> Iterator[str]:
             for key, value in found.items():
                 if (key in _CODE_KEYS and value is not None) or (_KERNEL_KEY.fullmatch(key) and "/" in str(value)):
                     yield key
+
+
+def folder_weights(
+    folder: Path, index: Mapping[str, Any], variant: str | None = None, left_out: Collection[str] = ()
+) -> dict[str, Path]:
+    """The weight files of a diffusers folder that are loaded, by their names in it.
+
+    Raises:
+        CheckpointError: as of `weight_files`.
+    """
+    components = [name for name in WEIGHTED if (index.get(name) or [None])[0] and name not in left_out]
+    files = [file for name in components for file in weight_files(folder / name, name, variant)]
+    return {file.relative_to(folder).as_posix(): file for file in files}
 
 
 def weight_files(place: Path, component: str, variant: str | None = None) -> list[Path]:

@@ -6,6 +6,7 @@ PipelineError
 ├── DeviceLost            the device computes nothing any more, until the process is started anew
 ├── CheckpointError       a checkpoint is missing, damaged, of another family or not safetensors
 │   └── IncompleteCheckpoint   files of it are not there
+├── NotHashed             a file's hash is not known, and it was not to be read
 ├── NoRoom                a model does not fit beside those at work, and may once they are done
 ├── InvalidRequest        one field of a request breaks a rule
 │   └── UnknownModel      the model named is not in the catalogue
@@ -38,6 +39,10 @@ class CheckpointError(PipelineError):
 
 class IncompleteCheckpoint(CheckpointError):
     """Files of a checkpoint are not there; a hub's are downloaded."""
+
+
+class NotHashed(PipelineError):
+    """The hash of a file of weights is not known."""
 
 
 class NoRoom(PipelineError):

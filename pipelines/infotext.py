@@ -18,8 +18,11 @@ _SCHEDULE_LABELS = {
 }
 
 
-def infotext(request: ImageRequest) -> str:
-    """The picture's settings as AUTOMATIC1111 writes them: prompt, negative prompt, one line of `Key: value`."""
+def infotext(request: ImageRequest, model_hash: str | None = None) -> str:
+    """The picture's settings as AUTOMATIC1111 writes them: prompt, negative prompt, one line of `Key: value`.
+
+    Of the model's hash it writes the first ten digits.
+    """
     settings: dict[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
@@ -28,8 +31,10 @@ def infotext(request: ImageRequest) -> str:
         "CFG scale": repr(request.guidance_scale).removesuffix(".0"),
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model": request.model,
     }
+    if model_hash is not None:
+        settings["Model hash"] = model_hash[:10]
+    settings["Model"] = request.model
     if request.clip_skip is not None:
         # AUTOMATIC1111 counts from the last layer, diffusers from the one SDXL and SD3 normally use.
         settings["Clip skip"] = request.clip_skip + 2
@@ -40,10 +45,13 @@ def infotext(request: ImageRequest) -> str:
     return "\n".join(lines)
 
 
-def metadata(request: ImageRequest, entry: ModelEntry) -> dict[str, str]:
+def metadata(request: ImageRequest, entry: ModelEntry, model_hash: str | None = None) -> dict[str, str]:
     """The texts a picture's file carries: `parameters` for everybody, `darkroom` with everything."""
-    everything = asdict(request) | {"family": entry.family}
-    return {"parameters": infotext(request), "darkroom": json.dumps(everything, ensure_ascii=False, sort_keys=True)}
+    everything = asdict(request) | {"family": entry.family, "model_hash": model_hash}
+    return {
+        "parameters": infotext(request, model_hash),
+        "darkroom": json.dumps(everything, ensure_ascii=False, sort_keys=True),
+    }
 
 
 def _quoted(value: object) -> str:

@@ -39,6 +39,7 @@ def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **
         load = _load_single_file if entry.single_file else _load_folder
         pipeline = load(pipeline_class, entry, dtype, components)
         _refuse_unfilled(pipeline)
+        _read_in(pipeline)
         return pipeline
     except CheckpointError:
         raise
@@ -257,6 +258,18 @@ def load_preview_decoder(entry: ModelEntry, channels: int, dtype: torch.dtype) -
             f" have {channels}; correct `preview` in models.toml."
         )
     return decoder.requires_grad_(False).eval()
+
+
+def _read_in(pipeline: Any) -> None:
+    """Copy into memory what the libraries only mapped there.
+
+    Else a file that is overwritten would change the weights of a model at work, or, made shorter, end the process.
+    """
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            for tensor in (*module.parameters(), *module.buffers()):
+                if not tensor.untyped_storage().resizable():  # torch did not allocate it: it is the file's
+                    tensor.data = tensor.data.clone()
 
 
 def quiet_libraries() -> None:

@@ -3,15 +3,17 @@
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from pipelines.catalog import LINEAR, WEIGHT_SUFFIXES, Catalog, FamilyFacts, ModelEntry
+from pipelines.catalog import LINEAR, WEIGHT_SUFFIXES, Catalog, FamilyFacts, Look, ModelEntry
 from pipelines.errors import CatalogError, InvalidRequest
 from pipelines.samplers import Prediction, SamplerChoice, check_steps, choose
+from pipelines.sources import stamp_of
 
 DEMO_CATALOG = Path(__file__).parent / "demo" / "models.toml"
 """The catalogue of the shipped demo checkpoints, used when models.toml names no model."""
@@ -67,6 +69,7 @@ def load_catalog(path: Path, families: Mapping[str, FamilyFacts]) -> Catalog:
     Raises:
         CatalogError: with the file, the place in it, what is allowed and the nearest valid key.
     """
+    file, seen = path, look(path)  # looked at before it is read, so that no edit falls between the two
     written = _read(path)
     if not written.models:
         if written.default is not None:
@@ -85,7 +88,18 @@ def load_catalog(path: Path, families: Mapping[str, FamilyFacts]) -> Catalog:
     default = written.default or next(iter(entries))
     if default not in entries:
         raise CatalogError(f"{path}: default = {default!r} is not a model{_nearest(default, entries)}.")
-    return Catalog(entries, default, path)
+    return Catalog(entries, default, path, file, seen)
+
+
+def look(file: Path) -> Look:
+    """What tells one state of a file from another without reading it; links are followed."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # it cannot be read either, and reading says why
+        return (error.errno or 0,)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path) -> _File:
@@ -145,7 +159,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
     _check_ranges(entry, place)
     _check_sizes(entry, place)
     _check_source(entry, place)
-    return entry
+    return replace(entry, stamp=stamp_of(entry))
 
 
 def _choice(model: _Model, facts: FamilyFacts, place: str) -> SamplerChoice:

@@ -1,10 +1,15 @@
 """Where the parts of a catalogue entry lie on this machine, and a look at them before any is loaded. No torch here."""
 
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines.catalog import LINEAR, ModelEntry
 from pipelines.checkpoint import (
     CheckpointSize,
+    folder_weights,
     inspect_checkpoint,
     inspect_index,
     measure,
@@ -15,6 +20,9 @@ from pipelines.checkpoint import (
 )
 from pipelines.errors import CheckpointError, IncompleteCheckpoint
 from pipelines.headers import read_json
+
+_STAMPED = frozenset({".safetensors", ".json", ".txt", ".model"})
+"""The endings of what a checkpoint is loaded from: weights, configurations, vocabularies."""
 
 
 def find_checkpoint(entry: ModelEntry) -> Path | None:
@@ -40,11 +48,7 @@ def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | No
         CheckpointError: as of `inspect_checkpoint`.
     """
     try:
-        size = measure([*vae_files(entry), *preview_files(entry)])
-        if entry.vae is not None and not Path(entry.vae).is_absolute():
-            if (vae := _in_cache(entry.vae, "config.json")) is None:
-                return None
-            size += measure(weight_files(vae, "vae"))
+        size = measure([*_vae_weights(entry), *preview_files(entry)])
         if entry.preview != LINEAR and not Path(entry.preview).is_absolute():
             if (decoder := _in_cache(entry.preview, "config.json")) is None:
                 return None
@@ -69,6 +73,63 @@ def inspect_entry(entry: ModelEntry, pipeline_class: str) -> CheckpointSize | No
     except OSError as error:
         raise CheckpointError(f"what model {entry.name!r} is built from cannot be read: {error}") from error
     return size
+
+
+def used_weights(entry: ModelEntry) -> dict[str, Path]:
+    """The files that an entry's weights are read from, by their names in the checkpoint's folder.
+
+    An overriding VAE's stand in its folder `vae`; a single file stands for itself alone, whatever else is loaded
+    beside it, since it is known by its own hash everywhere.
+
+    Raises:
+        CheckpointError, OSError: they are not on this machine, or not all of them.
+    """
+    if (place := find_checkpoint(entry)) is None:
+        raise IncompleteCheckpoint(f"{entry.source} is not in the hub's cache yet.")
+    if entry.single_file:
+        return {place.name: place}
+    used = folder_weights(place, read_json(place / "model_index.json"), entry.variant, entry.left_out)
+    return used | {f"vae/{file.name}": file for file in _vae_weights(entry)}
+
+
+def stamp_of(entry: ModelEntry) -> str:
+    """What becomes another when the local files of an entry do: a digest of their names, sizes and times of change.
+
+    It reads none of them, and passes over those that are not there. The files of a hub id never change under their
+    names, so they count for nothing here.
+
+    Returns:
+        8 hexadecimal digits; "" where there is no local file at all.
+    """
+    looks = [
+        (str(file), status.st_size, status.st_mtime_ns)
+        for named in (entry.source, entry.config, entry.vae)
+        for file, status in _looked_at(Path(named or ""))
+    ]
+    return hashlib.sha256(repr(looks).encode()).hexdigest()[:8] if looks else ""
+
+
+def _looked_at(place: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """The files of a local checkpoint and how each looks, in the order of their names."""
+    if not place.is_absolute():
+        return
+    for file in sorted([place, *place.glob("*"), *place.glob("*/*")]):
+        if file.suffix in _STAMPED:
+            with suppress(OSError):
+                yield file, file.stat()
+
+
+def _vae_weights(entry: ModelEntry) -> list[Path]:
+    """The weights of the VAE that an entry names in place of the checkpoint's own, wherever it comes from.
+
+    Raises:
+        CheckpointError: as of `vae_files`, or it is a hub's and not here yet.
+    """
+    if entry.vae is None or Path(entry.vae).is_absolute():
+        return vae_files(entry)
+    if (folder := _in_cache(entry.vae, "config.json")) is None:
+        raise IncompleteCheckpoint(f"{entry.vae} is not in the hub's cache yet.")
+    return weight_files(folder, "vae")
 
 
 def vae_files(entry: ModelEntry) -> list[Path]:

@@ -19,6 +19,8 @@ from litestar.types import Message, Scope
 
 from pipelines.catalog import Catalog
 from pipelines.errors import DeviceLost, InvalidRequest, PipelineError
+from pipelines.hashing import CACHE_NAME
+from server.catalogue import Catalogue
 from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
 from server.errors import handle, request_id
@@ -32,6 +34,7 @@ from server.scheduling.verbs import EngineVerbs
 from server.settings import Settings
 from server.state import Readiness, Services
 from server.watchdog import watch
+from server.weights import WeightHashes
 from storage.database import Database
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ def create_app(settings: Settings, catalog: Catalog, new_engine: Callable[[], En
 
     Args:
         settings: the machine's.
-        catalog: the models it offers.
+        catalog: the models it offers at first; if it was read from a file, edits of that file are followed.
         new_engine: makes the engine; called on the GPU thread once the server starts.
     """
 
@@ -89,18 +92,20 @@ async def _services(
             queue_limit=settings.queue_limit,
             queue_seconds=settings.queue_seconds,
         )
-        jobs = Jobs(database, settings.data, scheduler)
+        weights = WeightHashes(settings.data / CACHE_NAME)
+        jobs = Jobs(database, settings.data, scheduler, weights)
         await jobs.recover()
-        services = Services(settings, catalog, scheduler, jobs, Readiness({"models": "the default model is loading"}))
-        computing = [asyncio.create_task(scheduler.run()), asyncio.create_task(_load_default(services))]
-        for task in computing:
-            task.add_done_callback(lambda task: _stopped(task, services))
-        helping = [asyncio.create_task(watch(gpu)), asyncio.create_task(resume(jobs, catalog))]
+        readiness = Readiness({"models": "the default model is loading"})
+        services = Services(settings, Catalogue(catalog), scheduler, jobs, weights, readiness)
+        computing = asyncio.create_task(scheduler.run())
+        computing.add_done_callback(lambda task: _stopped(task, services))
+        helping = [watch(gpu), resume(jobs, catalog), _follow(services)]
+        tasks = [*(asyncio.create_task(help) for help in helping), computing]
         try:
             yield services
         finally:
             await jobs.close()
-            for task in (*helping, *computing):
+            for task in tasks:
                 task.cancel()
                 with suppress(asyncio.CancelledError, DeviceLost):
                     await task
@@ -112,20 +117,36 @@ async def _services(
             gpu.close()  # the last, for it is waited for, and a supervisor's patience may end before a long load does
 
 
+async def _follow(services: Services) -> None:
+    """Load the default model, and from then on carry out what an edit of models.toml asks for."""
+    await services.weights.recall(services.catalog.entries.values())
+    async with asyncio.TaskGroup() as loads:
+        loads.create_task(_load_default(services))
+        async for former in services.catalogue.changes():
+            services.scheduler.retire(services.catalogue.retired)
+            await services.weights.recall(services.catalog.entries.values())
+            if services.catalog.resolve(None).identity != former.resolve(None).identity:
+                loads.create_task(_load_default(services))
+
+
 async def _load_default(services: Services) -> None:
     """Load the default model before anybody asks for it; other models load when they are first wanted."""
     entry = services.catalog.resolve(None)
+    services.weights.begin(entry)
     try:
         await services.scheduler.load(entry)
     except DeviceLost:
-        raise
+        return  # the scheduler ends by it too, and says so
     except Exception as error:
         log.error("the default model cannot be loaded: %s", error, exc_info=not isinstance(error, PipelineError))
-        services.jobs.broken.add(entry.name)
+        services.jobs.broken.add(entry.identity)
     else:
+        if entry.identity in services.scheduler.models.resident:
+            services.jobs.broken.discard(entry.identity)
+            services.weights.begin(entry)  # a hub's files are here only now
         log.info("ready: %s", ", ".join(services.scheduler.resident))
     finally:
-        del services.readiness.missing["models"]
+        services.readiness.missing.pop("models", None)
 
 
 def _stopped(task: "asyncio.Task[None]", services: Services) -> None:

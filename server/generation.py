@@ -204,7 +204,7 @@ def _check_story(request: ImageRequest, entry: ModelEntry, format: ImageFormat) 
     """Refuse now what a JPEG could not carry: found when the picture is encoded, it would have been made in vain."""
     if format is ImageFormat.JPEG:
         try:
-            encode(Image.new("RGB", (1, 1)), format, metadata(request, entry))
+            encode(Image.new("RGB", (1, 1)), format, metadata(request, entry, model_hash="0" * 64))
         except MetadataTooLarge as error:
             raise InvalidRequest("prompt", str(error)) from error
 

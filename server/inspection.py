@@ -2,11 +2,13 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipelines.catalog import Catalog, ModelEntry
 from pipelines.checkpoint import CheckpointSize
-from pipelines.errors import CatalogError, CheckpointError, DeviceError
+from pipelines.errors import CatalogError, CheckpointError, DeviceError, PipelineError
+from pipelines.hashing import CACHE_NAME, FileHashes, model_hash
 from pipelines.models_toml import load_catalog
 from pipelines.sources import inspect_entry
 from server.settings import Settings
@@ -39,6 +41,7 @@ def model_lines(settings: Settings) -> Iterator[str]:
     from pipelines.families import families, family_facts
 
     catalog = load_catalog(settings.models, family_facts())
+    hashes = FileHashes(settings.data / CACHE_NAME)
     yield f"catalogue: {catalog.path}"
     for entry in catalog.entries.values():
         default = "  (default)" if entry.name == catalog.default else ""
@@ -50,6 +53,8 @@ def model_lines(settings: Settings) -> Iterator[str]:
         if entry.license:
             yield f"  license  {entry.license}"
         yield f"  on disk  {_on_disk(entry, families()[entry.family].pipeline_class)}"
+        with suppress(PipelineError):  # not hashed yet, or not whole, which the line above says
+            yield f"  hash     {model_hash(entry, hashes.recall)}"
 
 
 def _on_disk(entry: ModelEntry, pipeline_class: str) -> str:
@@ -127,7 +132,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
     try:
         catalog: Catalog = load_catalog(settings.models, family_facts())
     except CatalogError as error:
-        yield Finding("models.toml", "cannot be used", str(error))
+        going = "a server that runs goes on with the last one that could be used; none can be started."
+        yield Finding("models.toml", f"cannot be used; {going}", str(error))
         return
     demo = "" if catalog.path == settings.models else f"{settings.models} names no model, so the demo's: "
     yield Finding("models.toml", f"{demo}{catalog.path}, {len(catalog.entries)} models, default {catalog.default}")

@@ -4,28 +4,25 @@ import asyncio
 import logging
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
 from pipelines.errors import CheckpointError, DeviceLost
-from pipelines.infotext import metadata
-from pipelines.request import ImageRequest, TokenCount
+from pipelines.request import TokenCount
 from server.disconnect import ClientGone
 from server.errors import EngineLost, Interrupted, explain, public
+from server.keeping import Kept, discard, keep
 from server.orders import Order, to_job
 from server.scheduling.loop import Scheduler
-from server.scheduling.queue import Picture, Submission, Ticket
+from server.scheduling.queue import Submission, Ticket
+from server.weights import WeightHashes
 from storage.database import Database
-from storage.encoding import encode
 from storage.errors import IllegalTransition
 from storage.files import MediaFiles
 from storage.images import ImageStore
 from storage.jobs import JobStore
-from storage.media import MediaName
 from storage.records import ENGINE_LOST, ImageRecord, JobRecord, JobStatus, NewImage
-from storage.thumbnails import make_thumbnail
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +38,6 @@ class Result:
     promised: float | None
     prompt: TokenCount
     negative_prompt: TokenCount
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One picture whose files are on disk, and whose row is not yet."""
-
-    image: NewImage
-    picture: Picture
 
 
 @dataclass(eq=False)
@@ -72,16 +61,17 @@ class _Run:
 class Jobs:
     """Runs orders. One instance a server; `boot_id` tells its work from that of a run before it.
 
-    `broken` names the models that could not be loaded when they were last wanted.
+    `broken` has the identities of the models that could not be loaded when they were last wanted.
     """
 
-    def __init__(self, database: Database, folder: Path, scheduler: Scheduler) -> None:
+    def __init__(self, database: Database, folder: Path, scheduler: Scheduler, weights: WeightHashes) -> None:
         self.boot_id = str(uuid4())
         self.images = ImageStore(database)
         self.files = MediaFiles(folder)
         self.broken: set[str] = set()
         self._jobs = JobStore(database)
         self._scheduler = scheduler
+        self._weights = weights
         self._under_way: dict[asyncio.Task[Result], _Run] = {}
         self._reserved = 0
         self._closed = False
@@ -125,6 +115,7 @@ class Jobs:
         run = _Run(order, job)
         task = asyncio.create_task(self._carry_out(run))
         self._under_way[task] = run
+        self._weights.begin(order.entry, anew=order.entry.identity not in self._scheduler.models.resident)
         task.add_done_callback(self._forget)
         try:
             await asyncio.wait({task})
@@ -139,6 +130,7 @@ class Jobs:
         After DeviceLost they are left to the next run of the server.
         """
         self._closed = True
+        self._weights.halt()
         for run in self._under_way.values():
             run.stop(reason or Interrupted())
 
@@ -206,33 +198,11 @@ class Jobs:
         try:
             picture = await ticket.future
         except CheckpointError:
-            self.broken.add(order.entry.name)
+            self.broken.add(order.entry.identity)
             raise
-        self.broken.discard(order.entry.name)
-        return Kept(await asyncio.to_thread(self._write, order, index, ticket.request, picture), picture)
-
-    def _write(self, order: Order, index: int, request: ImageRequest, picture: Picture) -> NewImage:
-        """Encode and save one picture, in a worker thread."""
-        image_id, created_at = str(uuid4()), datetime.now(UTC)
-        text = metadata(request, order.entry)
-        encoded = encode(picture.image, order.format, text, order.compression)
-        stored = self.files.save(image_id, created_at, encoded, make_thumbnail(picture.image), order.format)
-        settled = asdict(request)
-        return NewImage(
-            id=image_id,
-            index=index,
-            family=order.entry.family,
-            model_hash=None,
-            negative_prompt=settled.pop("negative_prompt") or "",
-            parameters=order.notes | {"clip_skip": settled.pop("clip_skip")},
-            format=order.format,
-            byte_count=stored.byte_count,
-            sha256=stored.sha256,
-            generation_seconds=picture.seconds,
-            cost=order.entry.price,
-            created_at=created_at,
-            **settled,
-        )
+        self.broken.discard(order.entry.identity)
+        weights = await self._weights.of(order.entry)
+        return await asyncio.to_thread(keep, self.files, order, index, ticket.request, picture, weights)
 
     async def _complete(self, order: Order, job: JobRecord, made: Sequence[Kept | BaseException]) -> Result:
         """Write the rows of the pictures and the job's end; the first failure if there is no picture."""
@@ -273,7 +243,7 @@ class Jobs:
             else:
                 await self.refuse(job, error)
             for image in images:
-                await asyncio.to_thread(self._delete, image)
+                await asyncio.to_thread(discard, self.files, image)
         except IllegalTransition as ended:
             log.warning("%s Its files stay.", ended)
         except Exception:
@@ -285,10 +255,6 @@ class Jobs:
         left = await self._jobs.requeue(job.id, str(error), lost=isinstance(error, DeviceLost))
         log.warning("job %s is %s: %s", left.id, left.status, left.error_message)
         return EngineLost(job.id) if left.status is JobStatus.PENDING else error
-
-    def _delete(self, image: NewImage) -> None:
-        self.files.delete(MediaName.of_image(image.id, image.created_at, image.format))
-        self.files.delete(MediaName.of_thumbnail(image.id, image.created_at))
 
     def _forget(self, task: "asyncio.Task[Result]") -> None:
         del self._under_way[task]

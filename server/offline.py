@@ -12,6 +12,7 @@ from pipelines.device import pick_device
 from pipelines.engine import Engine
 from pipelines.errors import InvalidRequest
 from pipelines.families import family_facts
+from pipelines.hashing import CACHE_NAME
 from pipelines.infotext import metadata
 from pipelines.models_toml import load_catalog
 from server.generation import image_format, order_of, read_body
@@ -21,6 +22,7 @@ from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Picture, Ticket
 from server.settings import Settings
 from server.state import LOCAL_OWNER
+from server.weights import WeightHashes
 from storage.encoding import encode
 
 
@@ -36,11 +38,12 @@ def generate_files(settings: Settings, fields: dict[str, Any], output: Path | No
             raise InvalidRequest("output", f"There is no folder {output.absolute().parent}.")
         fields = fields | {"output_format": output.suffix.removeprefix(".") or "png"}
     order = order_of(read_body(fields), load_catalog(settings.models, family_facts()), LOCAL_OWNER)
-    outcomes = asyncio.run(_make(settings, order))
+    outcomes, model_hash = asyncio.run(_make(settings, order))
     written = []
     for path, request, outcome in zip(_paths(output, order), order.requests, outcomes, strict=True):
         if isinstance(outcome, Picture):
-            path.write_bytes(encode(outcome.image, order.format, metadata(request, order.entry), order.compression))
+            story = metadata(request, order.entry, model_hash)
+            path.write_bytes(encode(outcome.image, order.format, story, order.compression))
             written.append(path)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -48,8 +51,20 @@ def generate_files(settings: Settings, fields: dict[str, Any], output: Path | No
     return written
 
 
-async def _make(settings: Settings, order: Order) -> Sequence[Picture | BaseException]:
-    """In each image's place its picture, or why there is none."""
+async def _make(settings: Settings, order: Order) -> tuple[Sequence[Picture | BaseException], str | None]:
+    """In each image's place its picture, or why there is none; and the hash of the weights that made them."""
+    # The server's cache where there has been a server; no folder is made for it.
+    weights = WeightHashes(settings.data / CACHE_NAME if settings.data.is_dir() else None)
+    weights.begin(order.entry)
+    try:
+        outcomes = await _pictures(settings, order)
+        made = any(isinstance(outcome, Picture) for outcome in outcomes)
+        return outcomes, await weights.of(order.entry) if made else None
+    finally:
+        weights.halt()
+
+
+async def _pictures(settings: Settings, order: Order) -> Sequence[Picture | BaseException]:
     gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     engine = Engine(pick_device(settings.device), settings.resident_models)
     scheduler = Scheduler(engine, gpu, loader, max_rows=settings.max_rows, queue_limit=len(order.requests))

@@ -15,6 +15,7 @@ def image_facts(image: ImageRecord) -> dict[str, Any]:
         "negativePrompt": image.negative_prompt,
         "model": image.model,
         "modelUsed": image.model,
+        "modelHash": image.model_hash,
         "imageUrl": image.media_name.url_path,
         "thumbnailUrl": image.thumbnail_name.url_path,
         "width": image.width,
@@ -29,10 +30,10 @@ def image_facts(image: ImageRecord) -> dict[str, Any]:
         | image.parameters,
         "generationTime": round(image.generation_seconds, 3),
         "cost": image.cost,
-        "createdAt": _iso(image.created_at),
+        "createdAt": iso(image.created_at),
     }
 
 
-def _iso(moment: datetime) -> str:
+def iso(moment: datetime) -> str:
     """ISO 8601 in UTC with a Z, to the millisecond."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

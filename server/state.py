@@ -4,10 +4,12 @@ import asyncio
 from dataclasses import dataclass, field
 
 from pipelines.catalog import Catalog
+from server.catalogue import Catalogue
 from server.errors import ModelUnavailable
 from server.jobs import Jobs
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
+from server.weights import WeightHashes
 
 LOCAL_OWNER = "local"
 """Everybody, while nobody is asked who they are."""
@@ -31,14 +33,25 @@ class Services:
     """The parts of a running server."""
 
     settings: Settings
-    catalog: Catalog
+    catalogue: Catalogue
     scheduler: Scheduler
     jobs: Jobs
+    weights: WeightHashes
     readiness: Readiness
+
+    @property
+    def catalog(self) -> Catalog:
+        """The models that are offered at this moment."""
+        return self.catalogue.present
+
+    @property
+    def broken(self) -> list[str]:
+        """The names of the models that could not be loaded when they were last wanted."""
+        return sorted(name for name, entry in self.catalog.entries.items() if entry.identity in self.jobs.broken)
 
     @property
     def missing(self) -> dict[str, str]:
         """Why the server cannot take work, by cause; empty when it can."""
         default = self.catalog.default
-        broken = {"models": str(ModelUnavailable(default))} if default in self.jobs.broken else {}
+        broken = {"models": str(ModelUnavailable(default))} if default in self.broken else {}
         return self.readiness.missing | broken

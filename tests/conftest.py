@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,13 @@ class Server:
 @pytest.fixture(scope="session")
 def server(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The real application behind a real port, for the whole session."""
-    data = tmp_path_factory.mktemp("data")
+    with serving_models(catalog, tmp_path_factory.mktemp("data")) as running:
+        yield running
+
+
+@contextmanager
+def serving_models(catalog: Catalog, data: Path) -> Iterator[Server]:
+    """The real application with the real engine behind a real port."""
     settings = Settings(data=data, resident_models=3, queue_limit=200)
     app = create_app(settings, catalog, lambda: Engine(pick_device("cpu"), 3))
     instance = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
@@ -103,7 +110,9 @@ def server(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         assert thread.is_alive(), "the server did not start"
         threading.Event().wait(0.05)
     port = instance.servers[0].sockets[0].getsockname()[1]
-    yield Server(f"http://127.0.0.1:{port}", data)
-    instance.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive(), "the server did not stop"
+    try:
+        yield Server(f"http://127.0.0.1:{port}", data)
+    finally:
+        instance.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"

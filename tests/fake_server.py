@@ -122,10 +122,18 @@ class FakeServer:
 
 
 @contextmanager
-def serving(data: Path, engine: GatedEngine | None = None, grace: int = 0, **settings: Any) -> Iterator[FakeServer]:
-    """Models: `fake`, `other` and `broken`, none of which is a real one. `grace` is in seconds."""
+def serving(
+    data: Path,
+    engine: GatedEngine | None = None,
+    grace: int = 0,
+    catalog: Catalog | None = None,
+    **settings: Any,
+) -> Iterator[FakeServer]:
+    """Models, if none are given: `fake`, `other` and `broken`, none of which is a real one. `grace` is in seconds."""
     engine = engine or GatedEngine()
-    catalog = Catalog({name: entry(name) for name in ("fake", "other", "broken")}, "fake", Path("models.toml"))
+    catalog = catalog or Catalog(
+        {name: entry(name) for name in ("fake", "other", "broken")}, "fake", Path("models.toml")
+    )
     app = create_app(Settings(data=data, **settings), catalog, lambda: engine)
     config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=grace + FAREWELL_SECONDS)
     instance = HttpServer(config, lambda: app.state.services.jobs.stop())

@@ -1,5 +1,6 @@
 """The command line, run as a person runs it."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipelines.hashing import CACHE_NAME
 from storage.encoding import read_metadata
 
 
@@ -45,6 +47,24 @@ def test_generate_writes_a_picture_that_carries_its_settings(checkpoints: Path, 
         assert picture.size == (48, 32)
     assert "Seed: 3" in read_metadata(file.read_bytes())["parameters"]
     assert "4/4 steps" in done.stderr, "the progress bar counts steps"
+
+
+def test_generate_tells_the_weights_and_remembers_them_where_a_server_has_been(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    data, told = tmp_path / "data", set()
+    for _ in range(2):
+        file = tmp_path / "hat.png"
+        done = darkroom("generate", "a hat", "-o", str(file), checkpoints=checkpoints, DARKROOM_DATA=str(data))
+        assert done.returncode == 0, done.stderr
+        story = read_metadata(file.read_bytes())
+        told.add(json.loads(story["darkroom"])["model_hash"])
+        assert not list(tmp_path.glob("data/*")) or (data / CACHE_NAME).exists()
+        data.mkdir(exist_ok=True)
+    (digits,) = told
+    assert f"Model hash: {digits[:10]}, Model: tiny-sdxl" in story["parameters"]
+    listed = darkroom("models", checkpoints=checkpoints, DARKROOM_DATA=str(data)).stdout
+    assert listed.count("  hash     ") == 1 and f"  hash     {digits}\n" in listed
 
 
 def test_a_failure_is_told_once_and_shows_no_progress(checkpoints: Path) -> None:

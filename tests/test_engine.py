@@ -184,6 +184,15 @@ def test_models_make_room_for_each_other_but_never_while_busy(catalog: Catalog) 
     assert resident(engine) == ["tiny-sdxl", "tiny-sd3-t5"], "the eldest is busy, so the next eldest went"
 
 
+def test_models_that_are_not_wanted_any_more_leave(catalog: Catalog) -> None:
+    engine = Engine(pick_device("cpu"), resident_models=2)
+    first, second = catalog.resolve("tiny-sdxl"), catalog.resolve("tiny-sd3")
+    engine.load(first)
+    engine.load(second)
+    engine.unload({first.identity, "never@loaded"})
+    assert engine.state.resident == (second.identity,)
+
+
 def test_a_model_that_cannot_be_loaded_costs_nobody_their_place(catalog: Catalog) -> None:
     engine = Engine(pick_device("cpu"), resident_models=1)
     engine.load(catalog.resolve("tiny-sdxl"))

@@ -118,7 +118,7 @@ MEMORY = torch.OutOfMemoryError("so full that not even one number fits")
 async def test_a_lost_device_ends_the_scheduler_and_every_image_with_it() -> None:
     engine = FakeEngine(step_seconds=0.001)
     gpu = WorkerThread("gpu")
-    scheduler = Scheduler(engine, gpu, max_rows=2, queue_limit=10)
+    scheduler = Scheduler(engine, gpu, gpu, max_rows=2, queue_limit=10)
     worker = asyncio.create_task(scheduler.run())
     running, waiting = (scheduler.submit(entry(), request(steps=100_000, seed=seed)) for seed in range(2))
     while not engine.batches:

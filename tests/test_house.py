@@ -57,7 +57,18 @@ def test_sources_stay_small_and_say_what_they_own() -> None:
 
 
 def test_what_needs_no_torch_loads_none() -> None:
-    modules = ["catalog", "checkpoint", "errors", "headers", "models_toml", "infotext", "request", "samplers", "sizes"]
+    modules = [
+        "catalog",
+        "checkpoint",
+        "errors",
+        "hashing",
+        "headers",
+        "models_toml",
+        "infotext",
+        "request",
+        "samplers",
+    ]
+    modules += ["sizes", "sources"]
     code = f"import sys\nfor name in {modules}: __import__('pipelines.' + name)\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

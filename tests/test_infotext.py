@@ -39,6 +39,13 @@ def test_values_with_marks_of_the_format_are_json_quoted(name: str) -> None:
     assert "ü" not in name or "ü" in quoted
 
 
+def test_ten_digits_of_the_models_hash_stand_before_its_name_and_all_of_them_in_the_json(catalog: Catalog) -> None:
+    digits = "0123456789abcdef" * 4
+    texts = metadata(REQUEST, catalog.resolve("tiny-sdxl"), digits)
+    assert texts["parameters"].endswith(", Size: 512x768, Model hash: 0123456789, Model: demo")
+    assert json.loads(texts["darkroom"])["model_hash"] == digits
+
+
 @pytest.mark.parametrize(("scale", "written"), [(7.0, "7"), (4.5, "4.5"), (0.1 + 0.2, "0.30000000000000004"), (0, "0")])
 def test_the_guidance_scale_keeps_every_digit(scale: float, written: str) -> None:
     assert f"CFG scale: {written}, " in infotext(replace(REQUEST, guidance_scale=scale))
@@ -59,7 +66,7 @@ def test_the_metadata_holds_the_whole_request(catalog: Catalog) -> None:
     assert texts.keys() == {"parameters", "darkroom"}
     assert texts["parameters"] == infotext(request)
     everything = json.loads(texts["darkroom"])
-    assert everything.pop("family") == "sd3"
+    assert (everything.pop("family"), everything.pop("model_hash")) == ("sd3", None)
     assert ImageRequest(**everything) == request
     assert everything == asdict(request)
     assert "帽子" in texts["darkroom"]

@@ -291,6 +291,19 @@ def test_a_broken_checkpoint_leaves_the_models_before_it_working(models: Catalog
     assert [identity.partition("@")[0] for identity in engine.state.resident] == ["sdxl-folder"]
 
 
+@pytest.mark.parametrize("name", ["sdxl-folder", "sdxl", "sd3-folder", "sd3"])
+def test_files_that_are_overwritten_leave_a_loaded_model_as_it_is(models: Catalog, tmp_path: Path, name: str) -> None:
+    entry = models.resolve(name)
+    assert entry.local is not None
+    place = tmp_path / entry.local.name
+    shutil.copytree(entry.local, place) if entry.local.is_dir() else shutil.copyfile(entry.local, place)
+    pipeline = load(replace(entry, source=str(place)))
+    before = {key: tensor.clone() for key, tensor in weights(pipeline).items()}
+    for file in [place] if place.is_file() else place.rglob("*.safetensors"):
+        file.write_bytes(b"\xff" * 100)  # as a copy in progress is: shorter, and not the same
+    assert all(torch.equal(tensor, before[key]) for key, tensor in weights(pipeline).items())
+
+
 def test_a_configuration_that_is_not_the_networks_is_refused(models: Catalog, files: Path, tmp_path: Path) -> None:
     shutil.copytree(files / "sdxl", tmp_path / "other")
     config = tmp_path / "other" / "unet" / "config.json"

@@ -5,6 +5,8 @@ from typing import Any
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 
+from server.catalogue import Catalogue
+from server.playground import iso
 from server.state import Services
 
 
@@ -29,7 +31,14 @@ class Health(Controller):
             "status": "unready" if missing else "ready",
             "missing": missing,
             "models": services.scheduler.resident,
-            "broken_models": sorted(services.jobs.broken),
+            "broken_models": services.broken,
             "queue": services.scheduler.depth,
+            "catalogue": _fault(services.catalogue),
         }
         return Response(body, status_code=503 if missing else 200)
+
+
+def _fault(catalogue: Catalogue) -> dict[str, str] | None:
+    """What is wrong with models.toml, so that a catalogue read before is in force; None when nothing is."""
+    fault = catalogue.fault
+    return None if fault is None else {"error": fault.told, "since": iso(fault.since)}

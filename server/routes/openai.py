@@ -36,21 +36,24 @@ class OpenAI(Controller):
     @get("/models", sync_to_thread=False)
     def models(self, services: NamedDependency[Services]) -> dict[str, Any]:
         """The models in the catalogue."""
-        return {"object": "list", "data": [_model(entry) for entry in services.catalog.entries.values()]}
+        entries = services.catalog.entries.values()
+        return {"object": "list", "data": [_model(entry, services.weights.known(entry)) for entry in entries]}
 
     @get("/models/{name:path}", sync_to_thread=False)
     def model(self, services: NamedDependency[Services], name: FromPath[str]) -> dict[str, Any]:
         """One model, by its name or an alias."""
-        return _model(services.catalog.resolve(name.removeprefix("/")))
+        entry = services.catalog.resolve(name.removeprefix("/"))
+        return _model(entry, services.weights.known(entry))
 
 
-def _model(entry: ModelEntry) -> dict[str, Any]:
+def _model(entry: ModelEntry, model_hash: str | None) -> dict[str, Any]:
     return {
         "id": entry.name,
         "object": "model",
         "created": 0,
         "owned_by": "darkroom",
         "family": entry.family,
+        "model_hash": model_hash,
         "aliases": entry.aliases,
         "license": entry.license,
         "price": entry.price,

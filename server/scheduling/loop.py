@@ -123,7 +123,7 @@ class Scheduler:
         await asyncio.shield(there)
 
     def retire(self, identities: Collection[str]) -> None:
-        """Models that are no longer offered leave once idle; images under way are finished with them."""
+        """Name the models that are offered no longer, all of them: each leaves the device once it is idle."""
         self.models.retire(identities)
         self._load.set()
 

@@ -43,7 +43,7 @@ class Models:
         self._books = books
         self._idle_seconds = idle_seconds
         self._wanted: dict[str, tuple[ModelEntry, asyncio.Future[None]]] = {}
-        self._retired = set[str]()
+        self._retired = frozenset[str]()
         self._used: dict[str, float] = {}
         self._apart = set[tuple[str, frozenset[str]]]()  # a model that did not fit beside others, and those others
 
@@ -56,8 +56,8 @@ class Models:
         return self._wanted.setdefault(entry.identity, (entry, future))[1]
 
     def retire(self, identities: Collection[str]) -> None:
-        """These are no longer offered: they leave once idle."""
-        self._retired |= set(identities)
+        """Name the models that are offered no longer, all of them: they leave once idle."""
+        self._retired = frozenset(identities)
 
     def used(self, identity: str) -> None:
         """Somebody's image is made with it."""
