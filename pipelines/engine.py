@@ -6,7 +6,9 @@ neighbours never notice.
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -14,11 +16,12 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
-from pipelines.device import Device, is_out_of_memory, synchronize
+from pipelines.device import Device, is_out_of_memory, repeatable, synchronize
 from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
 from pipelines.loading import quiet_libraries
 from pipelines.request import ImageRequest
 from pipelines.residency import Residency, free_memory
+from pipelines.speed import keep_compiled
 from pipelines.state import EngineState
 
 log = logging.getLogger(__name__)
@@ -46,13 +49,16 @@ class Engine:
     Args:
         device: from `pick_device`.
         resident_models: how many models may be loaded at once.
+        compiled: the folder that keeps what torch.compile made for the next start; None leaves it to torch.
     """
 
-    def __init__(self, device: Device, resident_models: int = 2) -> None:
+    def __init__(self, device: Device, resident_models: int = 2, compiled: Path | None = None) -> None:
         self.device = device
         self.resident_limit = resident_models
         self._residency = Residency(device, resident_models)
         quiet_libraries()
+        if compiled is not None:
+            keep_compiled(compiled)
 
     @property
     def state(self) -> EngineState:
@@ -78,7 +84,9 @@ class Engine:
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
         """Encode prompts together; in each place the conditioning, or why that one failed."""
         family = self._residency.get(entry)
-        return _isolated(requests, family.encode, self.device.torch_device)
+        crowd = [request for request in requests if not request.deterministic]
+        encoded = iter(_isolated(crowd, family.encode, self.device.torch_device) if crowd else ())
+        return [_attempt(family.encode_alone, one) if one.deterministic else next(encoded) for one in requests]
 
     @_inference
     def begin(
@@ -98,11 +106,12 @@ class Engine:
         All images of the batch share one `BatchKey`.
         """
         family = self._residency.get(entry)
-        predictions = _isolated(batch, family.predict, self.device.torch_device)
-        outcomes = [
-            prediction if isinstance(prediction, Exception) else _attempt(image.advance, prediction)
-            for image, prediction in zip(batch, predictions, strict=True)
-        ]
+        with self._as_wished(batch):
+            predictions = _isolated(batch, family.predict, self.device.torch_device)
+            outcomes = [
+                prediction if isinstance(prediction, Exception) else _attempt(image.advance, prediction)
+                for image, prediction in zip(batch, predictions, strict=True)
+            ]
         # The one wait of a step: without it progress runs ahead of the GPU.
         synchronize(self.device.torch_device)
         return outcomes
@@ -111,7 +120,12 @@ class Engine:
     def finish(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Image | Exception]:
         """Decode finished images of one size together; in each place the RGB picture, or why there is none."""
         family = self._residency.get(entry)
-        return _isolated(batch, lambda images: _decode(family, images), self.device.torch_device)
+        with self._as_wished(batch):
+            return _isolated(batch, lambda images: _decode(family, images), self.device.torch_device)
+
+    def _as_wished(self, batch: Sequence[Denoising]) -> AbstractContextManager[None]:
+        """Only repeatable algorithms for an image that asks for them; it rides alone, so nobody else is slowed."""
+        return repeatable(self.device.torch_device) if batch[0].request.deterministic else nullcontext()
 
 
 def _decode(family: Family, images: Sequence[Denoising]) -> list[Image | Exception]:

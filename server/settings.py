@@ -39,6 +39,11 @@ class Settings:
     public_url: str = ""
     log_level: str = "info"
 
+    @property
+    def compiled(self) -> Path:
+        """The folder that keeps what torch.compile made."""
+        return self.data / "compiled"
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **overrides: Any) -> "Settings":
         """Read the environment; an override that is not None wins over it.
