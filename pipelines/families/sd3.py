@@ -110,7 +110,7 @@ class SD3(Family):
         return self.decode_scaled(latents)
 
     def _check_fusible(self) -> None:
-        """diffusers' fused processor leaves out SD3.5's norms of queries and keys, and cannot do its second attention."""
+        """diffusers' fused processor leaves SD3.5's norms of queries and keys out and fails at its second attention."""
         config = self.transformer.config
         if self.entry.speed.fuse_qkv and (config.qk_norm is not None or config.dual_attention_layers):
             raise CheckpointError(

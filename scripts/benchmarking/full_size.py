@@ -16,6 +16,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning
 from pipelines.families import families, family_facts
 from pipelines.levers import Speed
@@ -108,9 +109,15 @@ TEXT = {"sdxl": (CLIP_TOKENS, 2048, 1280), "sd3": (CLIP_TOKENS + T5_TOKENS, 4096
 """Text tokens, their width, and the width of the pooled text."""
 
 
+def full_size_entry(name: str) -> ModelEntry:
+    """The catalogue entry of a model at full size."""
+    return load_catalog(CATALOG, family_facts()).resolve(name)
+
+
 def build_subject(name: str, device: torch.device, dtype: torch.dtype, speed: Speed | None = None) -> Subject:
     """A family at full size, with the levers of `speed`. It has no text encoders: its conditionings are random too."""
     parts = PARTS[name]()
+    torch.manual_seed(0)  # the same weights each time, so that what they make can be compared
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             fill(part, device, dtype)
@@ -118,7 +125,7 @@ def build_subject(name: str, device: torch.device, dtype: torch.dtype, speed: Sp
     encoders = {key: torch.nn.Identity() for key in ("text_encoder", "text_encoder_2", "text_encoder_3")}
     tokenizers = {key: None for key in ("tokenizer", "tokenizer_2", "tokenizer_3")}
     pipeline = SimpleNamespace(**parts, **encoders, **tokenizers, vae_scale_factor=8)
-    entry = replace(load_catalog(CATALOG, family_facts()).resolve(name), speed=speed or Speed())
+    entry = replace(full_size_entry(name), speed=speed or Speed())
     family_class: Any = families()[entry.family]
     family = family_class(entry, pipeline, device, dtype)
     conditioning = _conditioning(name, device, dtype)
