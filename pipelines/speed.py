@@ -5,14 +5,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from pipelines.catalog import ModelEntry
 from pipelines.device import is_out_of_memory
 from pipelines.errors import CheckpointError
-from pipelines.forward import BUCKETS, attention
+from pipelines.forward import BUCKETS
 from pipelines.levers import Speed
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,10 @@ WARM_ROWS = 16
 TILED_PIXELS = 4 * 1024 * 1024
 """A larger picture is decoded in tiles: the VAE's memory grows with its pixels."""
 
-FP8_CAPABILITY = (8, 9)
+Capability: TypeAlias = tuple[int, int]
+"""CUDA's compute capability."""
+
+FP8_CAPABILITY: Capability = (8, 9)
 """The first CUDA compute capability with fp8 matrix products (Ada; Hopper has 9.0)."""
 
 _RECOMPILE_LIMIT = 64
@@ -41,27 +44,35 @@ def keep_compiled(folder: Path) -> None:
 def check_levers(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> None:
     """Look whether this machine can do what a model's speed table asks for, before its weights are read.
 
+    It computes nothing, so it may be called on any thread.
+
     Raises:
         CheckpointError: it cannot; with the remedy.
     """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if entry.speed.quantize is not None:
-        _check_fp8(entry, device, dtype)
-    try:
-        with attention(entry.speed):
-            heads = torch.zeros(1, 1, 64, 64, device=device, dtype=dtype)
-            torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
-    except RuntimeError as error:
+        _check_fp8(entry, capability, dtype)
+    if not has_kernel(entry.speed.attention, device.type, capability, dtype):
         raise CheckpointError(
             f"model {entry.name!r}: attention = {entry.speed.attention!r} does not run on this {device.type} device in"
             f' {str(dtype).removeprefix("torch.")}; write attention = "native" in models.{entry.name}.speed.'
-        ) from error
+        )
     if entry.speed.cuda_graphs and device.type != "cuda":
         log.info("model %s: cuda_graphs has no effect on a %s device", entry.name, device.type)
 
 
-def _check_fp8(entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> None:
+def has_kernel(attention: str, device: str, capability: Capability | None, dtype: torch.dtype) -> bool:
+    """Whether torch has an attention kernel for a kind of device, by torch's own conditions (`sdp_utils.cpp`)."""
+    if attention in ("native", "_native_math"):
+        return True
+    if capability is None:
+        return device == "cpu" and attention == "_native_flash"
+    # Both flash kernels on CUDA are for Ampere and newer, in half precision.
+    return attention == "_native_efficient" or (capability >= (8, 0) and dtype in (torch.float16, torch.bfloat16))
+
+
+def _check_fp8(entry: ModelEntry, capability: Capability | None, dtype: torch.dtype) -> None:
     remedy = f"leave quantize out of models.{entry.name}.speed"
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if capability is None or capability < FP8_CAPABILITY:
         has = "is not CUDA" if capability is None else f"has {capability[0]}.{capability[1]}"
         raise CheckpointError(
@@ -168,20 +179,22 @@ def warm_up(entry: ModelEntry, attempt: Callable[[int, int, int], object]) -> No
     began = monotonic()
     plan = list(_warm_ups(entry))
     for number, (rows, width, height) in enumerate(plan, 1):
+        failure = None
         try:
             attempt(rows, width, height)
         except Exception as error:
-            if is_out_of_memory(error) and number > 1:
-                log.info("model %s: no memory for %d rows at %dx%d", entry.name, rows, width, height)
-                continue
-            if is_out_of_memory(error):
+            if not is_out_of_memory(error):
+                failure = str(error).strip()[:300]
+            elif number == 1:
                 raise
+            else:
+                log.info("model %s: no memory for %d rows at %dx%d", entry.name, rows, width, height)
+        if failure is not None:  # outside of the except block, or its frames would keep the weights alive
             raise CheckpointError(
-                f"model {entry.name!r} cannot be compiled ({str(error).strip()[:300]}); leave compile out of"
-                f" models.{entry.name}.speed. On a CPU torch needs a C++ compiler, on CUDA Triton."
-            ) from error
-        seconds = monotonic() - began
-        log.info("model %s: warm-up %d of %d, %.0f s", entry.name, number, len(plan), seconds)
+                f"model {entry.name!r} cannot be compiled ({failure}); leave compile out of models.{entry.name}.speed."
+                " On a CPU torch needs a C++ compiler, on CUDA Triton."
+            )
+        log.info("model %s: warm-up %d of %d, %.0f s", entry.name, number, len(plan), monotonic() - began)
 
 
 def _warm_ups(entry: ModelEntry) -> Iterator[tuple[int, int, int]]:

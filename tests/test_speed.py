@@ -20,9 +20,9 @@ from pipelines.engine import Engine
 from pipelines.errors import CheckpointError
 from pipelines.forward import BUCKETS, Forward, bucket, pad
 from pipelines.graphs import MAX_RECORDINGS, Inputs, Replayed
-from pipelines.levers import Speed
+from pipelines.levers import ATTENTION, Speed
 from pipelines.request import ImageRequest, Wishes, settle
-from pipelines.speed import TILED_PIXELS, quantize, tiles, vae_dtype, warm_up
+from pipelines.speed import TILED_PIXELS, has_kernel, quantize, tiles, vae_dtype, warm_up
 from scripts.benchmarking import full_size
 from tests.test_founding import TOLERANCE, alone, begin, step
 
@@ -80,6 +80,28 @@ def test_a_lever_leaves_the_picture_as_it_was(engine: Engine, catalog: Catalog, 
     assert_same_pictures(engine, catalog, model, pulled(catalog, model, NETWORK_LEVERS[lever]))
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_the_levers_are_really_pulled(monkeypatch: pytest.MonkeyPatch, catalog: Catalog, model: str) -> None:
+    engine, entry = pulled(catalog, model, NETWORK_LEVERS["all together"])
+    family = engine.family(entry)
+    names = {name.rpartition(".")[2] for name, _ in family.denoiser.named_modules()}
+    assert "to_qkv" in names and not names & {"to_k", "to_v", "add_k_proj"}
+    for network in (family.denoiser, family.vae):
+        weights = [weight for weight in network.parameters() if weight.ndim == 4 and weight.shape[-1] > 1]
+        assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    kernels: list[bool] = []
+    network = family.network
+
+    def watched(inputs: Inputs) -> torch.Tensor:
+        kernels.append(torch.backends.cuda.flash_sdp_enabled())  # torch's switch for a CPU's flash kernel too
+        return network(inputs)
+
+    monkeypatch.setattr(family, "network", watched)
+    family.place()
+    alone(engine, entry, settle(Wishes("a boat", steps=1), entry, 0))
+    assert kernels == [False] and torch.backends.cuda.flash_sdp_enabled()
+
+
 @pytest.mark.parametrize("lever", VAE_LEVERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_lever_of_the_vae_leaves_the_picture_as_it_was(
@@ -94,7 +116,8 @@ def test_a_lever_of_the_vae_leaves_the_picture_as_it_was(
     expected = pixels(engine.finish(plain, images))
     made = pixels(faster.finish(entry, images))
     assert np.abs(expected - made).mean() <= tolerance
-    assert (lever == "vae_slicing") or not np.array_equal(expected, made), "the lever did nothing"
+    assert faster.family(entry).vae.use_slicing == (lever == "vae_slicing")
+    assert lever == "vae_slicing" or not np.array_equal(expected, made), "the lever did nothing"
 
 
 def pixels(pictures: Sequence[Image.Image | Exception]) -> Any:
@@ -135,8 +158,10 @@ def test_a_model_that_cannot_be_compiled_says_so(catalog: Catalog) -> None:
     def fail(rows: int, width: int, height: int) -> None:
         raise RuntimeError("no compiler (planted)")
 
-    with pytest.raises(CheckpointError, match=r"no compiler \(planted\).*leave compile out of models.tiny-sdxl.speed"):
+    remedy = r"no compiler \(planted\).*leave compile out of models.tiny-sdxl.speed"
+    with pytest.raises(CheckpointError, match=remedy) as refused:
         warm_up(entry, fail)
+    assert refused.value.__cause__ is None and refused.value.__context__ is None, "either would keep the weights alive"
 
 
 def test_a_bucket_without_memory_ends_no_warm_up_but_the_first_does(catalog: Catalog) -> None:
@@ -259,6 +284,18 @@ def test_a_lever_that_cannot_be_had_is_refused_and_costs_nobody_their_place(
     with pytest.raises(CheckpointError, match=message):
         engine.load(replace(catalog.resolve("tiny-sd3-t5"), speed=speed))
     assert engine.state.resident == (catalog.resolve("tiny-sd3").identity,)
+
+
+def test_attention_kernels_are_those_of_the_device() -> None:
+    half, single = torch.bfloat16, torch.float32
+
+    def kernels(device: str, capability: tuple[int, int] | None, dtype: torch.dtype) -> list[str]:
+        return [name.removeprefix("_native_") for name in ATTENTION if has_kernel(name, device, capability, dtype)]
+
+    assert kernels("cuda", (9, 0), half) == ["native", "cudnn", "efficient", "flash", "math"]
+    assert kernels("cuda", (7, 5), half) == kernels("cuda", (9, 0), single) == ["native", "efficient", "math"]
+    assert kernels("cpu", None, single) == ["native", "flash", "math"]
+    assert kernels("mps", None, half) == ["native", "math"]
 
 
 def test_fp8_without_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

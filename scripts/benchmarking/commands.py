@@ -116,6 +116,9 @@ def levers(arguments: argparse.Namespace, progress: Progress) -> None:
     plan = Plan(arguments.levers, arguments.rows, arguments.rounds, arguments.steps, not arguments.full_size)
     results = measure_levers(entry, build, plan, progress)
     print(table(*_levers_table(results)))
+    for lever in results["levers"]:
+        if "refused" in lever:
+            print(f"\n{lever['lever']}: {lever['refused']}")
     options = {name: getattr(arguments, name) for name in ("levers", "rows", "rounds", "steps", "full_size")}
     name = f"levers-{_file_name(results['model'])}" + ("-full-size" if arguments.full_size else "")
     write_json(arguments.out, name, device, options, results)
