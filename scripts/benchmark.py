@@ -70,7 +70,7 @@ def _levers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--levers", nargs="+", default=LEVERS, help="such as compile, or a=1+b for two together")
     command.add_argument("--full-size", choices=("sdxl", "sd3"), help="the real architecture with random weights")
     command.add_argument("--rows", type=int, nargs="+", default=(2, 8))
-    command.add_argument("--rounds", type=int, default=5, help="measurements of each; the median counts")
+    command.add_argument("--rounds", type=int, default=5, help="measurements of each; the least counts")
     command.add_argument("--steps", type=int, help="of the picture; else the model's own")
     command.set_defaults(run=commands.levers)
 
