@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from pipelines.errors import UnknownModel
+from pipelines.levers import Preset, Speed
 from pipelines.samplers import Prediction
 
 Look = tuple[int, ...] | None
@@ -66,6 +67,8 @@ class ModelEntry:
     aliases: tuple[str, ...]
     license: str | None
     price: float
+    speed: Speed = Speed()
+    quality: tuple[Preset, ...] = ()
     stamp: str = ""
     """How the files on this machine looked when models.toml was read: see `pipelines.sources.stamp_of`."""
 
@@ -73,7 +76,8 @@ class ModelEntry:
     def identity(self) -> str:
         """The name and, behind an @, what its loaded networks depend on: another identity is another model to load."""
         place = (self.family, self.source, self.revision, self.config, self.variant, self.vae, self.preview, self.stamp)
-        way = (self.dtype, self.t5, self.max_sequence_length)
+        levers = replace(self.speed, skip_guidance=0.0)  # that one is a matter of each request
+        way = (self.dtype, self.t5, self.max_sequence_length, levers)
         return f"{self.name}@{hashlib.sha256(repr((place, way)).encode()).hexdigest()[:8]}"
 
     @property

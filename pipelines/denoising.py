@@ -11,10 +11,13 @@ import torch
 from PIL.Image import Image
 
 from pipelines.catalog import FamilyFacts, ModelEntry
+from pipelines.forward import Forward
+from pipelines.graphs import Inputs
 from pipelines.guidance import guide
 from pipelines.prompts import Embedding, EmbeddingCache, Text
-from pipelines.request import ImageRequest, TokenCount
+from pipelines.request import ImageRequest, TokenCount, Wishes, settle
 from pipelines.samplers import SamplerChoice, build, set_timesteps
+from pipelines.speed import quantize, shape_networks, tiles, vae_dtype, warm_up
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Denoising:
         sampler: a diffusers scheduler that belongs to this image alone, its timesteps and sigmas on the CPU.
         generator: on the CPU, so that a seed gives the same noise on every device.
         evaluation: how many times the network has been asked so far.
-        extra: (rows, ...) tensors that only the family knows (SDXL's time ids).
+        extra: tensors that only the family knows (SDXL's time ids).
         shown: (1, C, h, w), what the network was last shown.
         answer: its last answer that a step was taken with, if any was.
     """
@@ -99,8 +102,26 @@ class Denoising:
         return self.evaluation * self.request.steps // self.evaluations
 
     @property
+    def guided(self) -> bool:
+        """Whether the next evaluation needs the unconditional row; the last steps may go without."""
+        if not self.request.skip_guidance:
+            return self.request.guided
+        return self.request.guided and self.step < self.request.guided_steps
+
+    @property
     def rows(self) -> int:
-        return self.request.rows
+        """How many rows the next evaluation takes."""
+        return 2 if self.guided else 1
+
+    @property
+    def text(self) -> torch.Tensor:
+        """The text of the next evaluation's rows, (rows, tokens, dim); the conditional row is the last."""
+        return self.conditioning.text[-self.rows :]
+
+    @property
+    def pooled(self) -> torch.Tensor:
+        """The pooled text of the next evaluation's rows, (rows, dim)."""
+        return self.conditioning.pooled[-self.rows :]
 
     @property
     def timestep(self) -> torch.Tensor:
@@ -157,6 +178,8 @@ class Family(ABC):
     facts: ClassVar[FamilyFacts]
     pipeline_class: ClassVar[str]
     """The diffusers pipeline whose checkpoints this family loads."""
+    repeated_blocks: ClassVar[tuple[str, ...]]
+    """The class names of the denoiser's blocks that recur: one of each is compiled, and fp8 is for them."""
 
     entry: ModelEntry
     device: torch.device
@@ -166,6 +189,8 @@ class Family(ABC):
     """How many pixels of a side become one latent."""
     scheduler_config: Mapping[str, Any]
     cache: EmbeddingCache[Text, Embedding]
+    forward: Forward | None = None
+    warm: bool = False
 
     @classmethod
     def missing(cls, entry: ModelEntry) -> dict[str, None]:
@@ -190,8 +215,12 @@ class Family(ABC):
         """Draw an image's first noise and build its sampler."""
 
     @abstractmethod
-    def predict(self, batch: Sequence[Denoising]) -> list[torch.Tensor]:
-        """The one network call: a (rows, C, h, w) prediction for each image of the batch."""
+    def inputs(self, batch: Sequence[Denoising]) -> Inputs:
+        """What the denoiser is called with for a batch, the images' rows one after the other."""
+
+    @abstractmethod
+    def network(self, inputs: Inputs) -> torch.Tensor:
+        """The denoiser: inputs of so many rows to their (rows, C, h, w) prediction."""
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -212,6 +241,11 @@ class Family(ABC):
 
     @property
     @abstractmethod
+    def denoiser(self) -> Any:
+        """The network that is asked at every step."""
+
+    @property
+    @abstractmethod
     def modules(self) -> tuple[Any, ...]:
         """The networks besides the VAE."""
 
@@ -220,14 +254,51 @@ class Family(ABC):
         """How much memory the weights of all networks take, the VAE's too."""
         return sum(weight.nbytes for module in (*self.modules, self.vae) for weight in module.parameters())
 
+    def encode_alone(self, request: ImageRequest) -> Conditioning:
+        """Encode without company and without what was kept from any: the same bits each time."""
+        kept, self.cache = self.cache, EmbeddingCache()
+        try:
+            return self.encode([request])[0]
+        finally:
+            self.cache = kept
+
+    def predict(self, batch: Sequence[Denoising]) -> list[torch.Tensor]:
+        """The one network call: a (rows, C, h, w) prediction for each image of the batch."""
+        assert self.forward is not None, "place() was not called"
+        run = self.forward.plainly if batch[0].request.deterministic else self.forward
+        return list(torch.split(run(self.inputs(batch)), [image.rows for image in batch]))
+
     def place(self) -> None:
-        """Put the networks on the device, for inference, in the dtypes they are to run in."""
+        """Put the networks on the device, for inference, in the dtypes and with the levers they are to run with.
+
+        May be called again after they were moved away, or after it failed for want of memory.
+
+        Raises:
+            CheckpointError: a lever cannot be had.
+        """
+        speed = self.entry.speed
+        shape_networks(self.denoiser, self.repeated_blocks, self.vae, speed, self.device)
         for module in self.modules:
             module.requires_grad_(False).eval().to(self.device)
-        overflows = self.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
-        # A VAE is cheap on a CPU, and bfloat16's eight bits of mantissa band its smooth skies.
-        precise = overflows or self.device.type == "cpu"
-        self.vae.requires_grad_(False).eval().to(device=self.device, dtype=torch.float32 if precise else self.dtype)
+        self.vae.requires_grad_(False).eval().to(self.device, vae_dtype(self.vae, speed, self.dtype, self.device))
+        if speed.quantize is not None:
+            quantize(self.denoiser, self.repeated_blocks, self.entry.name)
+        self.forward = Forward(self.network, speed, self.device)
+        if speed.compile and not self.warm:
+            warm_up(self.entry, self._try)
+            self.warm = True
+
+    def _try(self, rows: int, width: int, height: int) -> None:
+        """One forward pass like those to come."""
+        wishes = Wishes("warm-up", width=width, height=height, guidance_scale=1.0)
+        request = settle(wishes, self.entry, seed=0)
+        self.predict([self.begin(request, self.encode_alone(request))] * rows)
+
+    def decode_scaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """The VAE itself, tiled where that is wished: (N, C, h, w) latents in its own scale to (N, 3, H, W) pixels."""
+        self.vae.use_tiling = tiles(self.entry.speed, latents.shape[-2] * latents.shape[-1] * self.vae_factor**2)
+        pixels: torch.Tensor = self.vae.decode(latents, return_dict=False)[0]
+        return pixels
 
     def new_sampler(self, request: ImageRequest) -> Any:
         """This request's own sampler, from the checkpoint's own scheduler config, its way laid out."""

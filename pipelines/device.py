@@ -1,6 +1,9 @@
 """Choosing where and in which precision models run."""
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +38,20 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Have torch choose only algorithms that give the same bits each time, and fail where there is none.
+
+    MPS knows too few of them to be asked.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.type != "mps")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 _OUT_OF_MEMORY = (
@@ -88,6 +105,9 @@ def pick_device(wanted: str = "auto") -> Device:
 
 
 def _cuda(wanted: str) -> Device:
+    # Of this workspace cuBLAS gives each product its own part, which torch wants before it calls one repeatable. It is
+    # read when cuBLAS is first used, so it cannot be left to the first picture that asks.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted)
     properties = torch.cuda.get_device_properties(device)
     dtype = torch.bfloat16 if properties.major >= 8 else torch.float16

@@ -6,6 +6,7 @@ that image's place, so its neighbours never notice.
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -16,7 +17,7 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
-from pipelines.device import Device, raise_if_lost, synchronize
+from pipelines.device import Device, raise_if_lost, repeatable, synchronize
 from pipelines.errors import ImageTooLarge, NotANumber, PreviewFailed
 from pipelines.families import families
 from pipelines.fitting import Fitting
@@ -27,6 +28,7 @@ from pipelines.profile import Profile
 from pipelines.profiling import profile_of
 from pipelines.request import BatchKey, ImageRequest
 from pipelines.residency import Residency, free_memory
+from pipelines.speed import keep_compiled
 from pipelines.state import EngineState
 
 P = ParamSpec("P")
@@ -57,18 +59,20 @@ class Engine:
     Args:
         device: from `pick_device`.
         resident_models: how many models may be loaded at once.
-        profiles: the folder in which models' measured profiles are kept; None keeps none.
+        folder: keeps what is learnt for the next start, models' measured profiles and compiled code; None keeps none.
     """
 
-    def __init__(self, device: Device, resident_models: int = 2, profiles: Path | None = None) -> None:
+    def __init__(self, device: Device, resident_models: int = 2, folder: Path | None = None) -> None:
         self.device = device
-        self._profiles = profiles
+        self._profiles = folder and folder / "profiles"
         self._residency = Residency(device, resident_models)
         # A model that is evicted takes its previewer with it.
         self._previewers: WeakKeyDictionary[Family, Previewer | None] = WeakKeyDictionary()
         self._fitting = Fitting()
         self._begun: list[tuple[ref[Denoising], str]] = []
         quiet_libraries()
+        if folder is not None:
+            keep_compiled(folder / "compiled")
 
     @property
     def state(self) -> EngineState:
@@ -111,7 +115,14 @@ class Engine:
     @_verb
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
         """Encode prompts together; in each place the conditioning, or why that one failed."""
-        return self._isolation(entry).run(requests, self._residency.get(entry).encode)
+        family, isolation = self._residency.get(entry), self._isolation(entry)
+        crowd = [request for request in requests if not request.deterministic]
+        encoded = iter(isolation.run(crowd, family.encode) if crowd else ())
+
+        def alone(some: Sequence[ImageRequest]) -> list[Conditioning]:
+            return [family.encode_alone(some[0])]
+
+        return [isolation.run([one], alone)[0] if one.deterministic else next(encoded) for one in requests]
 
     @_verb
     def begin(
@@ -133,14 +144,15 @@ class Engine:
         All images of the batch share one `BatchKey`. An image that failed is as it was before.
         """
         isolation = self._isolation(entry)
-        predictions = isolation.run(batch, self._residency.get(entry).predict)
+        with self._as_wished(batch):
+            predictions = isolation.run(batch, self._residency.get(entry).predict)
+            outcomes = [
+                prediction if isinstance(prediction, Exception) else self._advance(entry, image, prediction)
+                for image, prediction in zip(batch, predictions, strict=True)
+            ]
         if isolation.halved:
             fitted, lacking = ([_rows(part) for part in parts] for parts in (isolation.fitted, isolation.halved))
             self._fitting.halved(BatchKey.of(entry, batch[0].request), fitted, lacking)
-        outcomes = [
-            prediction if isinstance(prediction, Exception) else self._advance(entry, image, prediction)
-            for image, prediction in zip(batch, predictions, strict=True)
-        ]
         # The one wait of a step: without it progress runs ahead of the GPU.
         synchronize(self.device.torch_device)
         return outcomes
@@ -149,7 +161,8 @@ class Engine:
     def finish(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Image | Exception]:
         """Decode finished images of one size together; in each place the RGB picture, or why there is none."""
         family = self._residency.get(entry)
-        outcomes = self._isolation(entry).run(batch, lambda images: _decode(family, images))
+        with self._as_wished(batch):
+            outcomes = self._isolation(entry).run(batch, lambda images: _decode(family, images))
         if any(isinstance(outcome, Image) for outcome in outcomes):
             self._fitting.finished(BatchKey.of(entry, batch[0].request))
         return outcomes
@@ -197,6 +210,10 @@ class Engine:
             return [None]
 
         return self._isolation(entry).run([image], advance)[0]
+
+    def _as_wished(self, batch: Sequence[Denoising]) -> AbstractContextManager[None]:
+        """Only repeatable algorithms for an image that asks for them; it rides alone, so nobody else is slowed."""
+        return repeatable(self.device.torch_device) if batch[0].request.deterministic else nullcontext()
 
     def _isolation(self, entry: ModelEntry) -> Isolation:
         def too_large(item: ImageRequest | Denoising) -> ImageTooLarge:

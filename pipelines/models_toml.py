@@ -2,18 +2,19 @@
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
 from pipelines.catalog import LINEAR, WEIGHT_SUFFIXES, Catalog, FamilyFacts, Look, ModelEntry
 from pipelines.errors import CatalogError, InvalidRequest
+from pipelines.levers_toml import read_presets, read_speed
 from pipelines.samplers import Prediction, SamplerChoice, check_steps, choose
 from pipelines.sources import stamp_of
+from pipelines.toml_tables import convert, nearest
 
 DEMO_CATALOG = Path(__file__).parent / "demo" / "models.toml"
 """The catalogue of the shipped demo checkpoints, used when models.toml names no model."""
@@ -51,9 +52,8 @@ class _Model(msgspec.Struct, forbid_unknown_fields=True):
     aliases: list[str] = []
     license: str | None = None
     price: float = 0.0
-
-
-_Table = TypeVar("_Table", bound=msgspec.Struct)
+    speed: dict[str, Any] = {}
+    quality: dict[str, Any] = {}
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,14 +80,14 @@ def load_catalog(path: Path, families: Mapping[str, FamilyFacts]) -> Catalog:
     taken: dict[str, str] = {}
     for name, table in written.models.items():
         place = f"{path}: models.{name}"
-        entry = _entry(name, _convert(table, _Model, place), path, place, families)
+        entry = _entry(name, convert(table, _Model, place), path, place, families)
         for spelling in (name, *entry.aliases):
             if taken.setdefault(spelling, name) != name:
                 raise CatalogError(f"{place}: the name {spelling!r} already belongs to model {taken[spelling]!r}.")
         entries[name] = entry
     default = written.default or next(iter(entries))
     if default not in entries:
-        raise CatalogError(f"{path}: default = {default!r} is not a model{_nearest(default, entries)}.")
+        raise CatalogError(f"{path}: default = {default!r} is not a model{nearest(default, entries)}.")
     return Catalog(entries, default, path, file, seen)
 
 
@@ -111,7 +111,7 @@ def _read(path: Path) -> _File:
         return _File()
     except (OSError, ValueError, RecursionError) as error:
         raise CatalogError(f"{path}: {error}") from error
-    return _convert(data, _File, f"{path}")
+    return convert(data, _File, f"{path}")
 
 
 def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[str, FamilyFacts]) -> ModelEntry:
@@ -121,7 +121,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
                 f"{place}: {spelling[:100]!r} is no name; a name is letters, digits and . _ - /, at most 100 of them."
             )
     if model.family not in families:
-        raise CatalogError(f"{place}.family: {model.family!r} is not a family{_nearest(model.family, families)}.")
+        raise CatalogError(f"{place}.family: {model.family!r} is not a family{nearest(model.family, families)}.")
     facts = families[model.family]
     _check_keys(model, facts, place)
     width, height = _size(model.size, f"{place}.size") if model.size else (facts.width, facts.height)
@@ -129,6 +129,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
     max_pixels = min(4 * width * height, MAX_PIXELS) if model.max_pixels is None else model.max_pixels
     max_side = min(4 * max(width, height), MAX_SIDE) if model.max_side is None else model.max_side
     choice = _choice(model, facts, place)
+    guidance_scale = facts.guidance_scale if model.guidance_scale is None else model.guidance_scale
     entry = ModelEntry(
         name=name,
         family=model.family,
@@ -147,7 +148,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
         max_pixels=max_pixels,
         max_side=max_side,
         steps=facts.steps if model.steps is None else model.steps,
-        guidance_scale=facts.guidance_scale if model.guidance_scale is None else model.guidance_scale,
+        guidance_scale=guidance_scale,
         sampler=choice.sampler,
         schedule=choice.schedule,
         max_sequence_length=_T5_LENGTH if model.max_sequence_length is None else model.max_sequence_length,
@@ -155,6 +156,8 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
         aliases=tuple(model.aliases),
         license=model.license,
         price=model.price,
+        speed=read_speed(model.speed, place, model.dtype, guidance_scale),
+        quality=read_presets(model.quality, place, facts.prediction, choice.sampler, guidance_scale),
     )
     _check_ranges(entry, place)
     _check_sizes(entry, place)
@@ -268,23 +271,3 @@ def _preview(written: str, folder: Path, place: str) -> str:
     if written.lower().endswith(WEIGHT_SUFFIXES):
         raise CatalogError(f"{place}: {written[:80]!r} is one file; name the folder it lies in, with its config.json.")
     return _located(written, folder, place)
-
-
-def _convert(data: Any, kind: type[_Table], place: str) -> _Table:
-    """Decode one table strictly; the message gives the key and, for an unknown one, the nearest that exists."""
-    try:
-        return msgspec.convert(data, kind)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        if unknown := re.search(r"unknown field `([^`]+)`", message):
-            hint = _nearest(unknown[1], kind.__struct_fields__)
-            raise CatalogError(f"{place}: unknown key {unknown[1]!r}{hint}.") from error
-        key = re.search(r" - at `\$\.([^`]*)`", message)
-        inside = f"{'.' if ': ' in place else ': '}{key[1]}" if key else ""
-        reason = message.split(" - at ")[0].replace(" | null", "")  # TOML has no null to write
-        raise CatalogError(f"{place}{inside}: {reason}.") from error
-
-
-def _nearest(written: str, known: Iterable[str]) -> str:
-    near = get_close_matches(written, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

@@ -107,11 +107,11 @@ def _count_flops(family: Family, width: int, height: int) -> int:
     """
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
-        family.predict(_images(family, width, height, 1))
+        family.predict(_images(family, width, height, 1, deterministic=True))  # the plain network, whatever its levers
     return int(counter.get_total_flops())
 
 
-def _images(family: Family, width: int, height: int, count: int) -> list[Denoising]:
+def _images(family: Family, width: int, height: int, count: int, deterministic: bool = False) -> list[Denoising]:
     """Images of one row each, before their first step."""
     entry = family.entry
     request = ImageRequest(
@@ -125,6 +125,7 @@ def _images(family: Family, width: int, height: int, count: int) -> list[Denoisi
         sampler=entry.sampler,
         schedule=entry.schedule,
         seed=0,
+        deterministic=deterministic,
     )
     return [_begin(family, request) for _ in range(count)]
 
@@ -146,7 +147,7 @@ def _digest(family: Family, device: Device) -> str:
     """What a profile depends on: the device, torch, and what the networks are; not what they have learnt."""
     shapes = [tuple(weight.shape) for module in (*family.modules, family.vae) for weight in module.parameters()]
     size = (family.entry.width, family.entry.height)
-    said = (VERSION, str(device), torch.__version__, str(family.dtype), size, shapes)
+    said = (VERSION, str(device), torch.__version__, str(family.dtype), family.entry.speed, size, shapes)
     return hashlib.sha256(repr(said).encode()).hexdigest()[:24]
 
 

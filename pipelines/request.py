@@ -1,6 +1,6 @@
 """One image's whole description, and the rules that a request must keep. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.catalog import ModelEntry
 from pipelines.errors import InvalidRequest
@@ -21,10 +21,22 @@ class BatchKey:
     """The entry's identity, so that a model whose weights were exchanged never shares a forward with its old self."""
     width: int
     height: int
+    lone: int | None = None
+    """A number that no other image has, for one that rides alone; None for all who ride together."""
 
     @classmethod
-    def of(cls, entry: ModelEntry, request: "ImageRequest") -> "BatchKey":
-        return cls(entry.identity, request.width, request.height)
+    def of(cls, entry: ModelEntry, request: "ImageRequest", number: int = 0) -> "BatchKey":
+        """The key of a request.
+
+        Args:
+            number: which no other image in flight has.
+        """
+        return cls(entry.identity, request.width, request.height, number if request.deterministic else None)
+
+    @property
+    def shared(self) -> "BatchKey":
+        """The key of those who ride together: what is learnt of a shape holds for its lone images too."""
+        return replace(self, lone=None)
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,8 @@ class ImageRequest:
     Sizes are in pixels. `guidance_scale` is the weight w of classifier-free guidance; 1 or less means none.
     `negative_prompt` of None is diffusers' "not given", which SDXL treats unlike the empty string.
     `clip_skip` of n takes the text encoders' hidden state n layers before the one normally used.
+    `skip_guidance` is the last share of the steps that go without guidance, 0 to 1.
+    `deterministic` asks for the same bits each time, whatever else is computed: it rides alone.
     """
 
     model: str
@@ -47,6 +61,8 @@ class ImageRequest:
     schedule: str
     seed: int
     clip_skip: int | None = None
+    skip_guidance: float = 0.0
+    deterministic: bool = False
 
     @property
     def guided(self) -> bool:
@@ -55,8 +71,13 @@ class ImageRequest:
 
     @property
     def rows(self) -> int:
-        """How many rows of a forward pass this image takes."""
+        """How many rows of a forward pass this image takes; with `skip_guidance`, before that sets in."""
         return 2 if self.guided else 1
+
+    @property
+    def guided_steps(self) -> int:
+        """How many steps, from the first, have guidance if the image has any."""
+        return self.steps - round(self.steps * self.skip_guidance)
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,8 @@ class Wishes:
     sampler: str | None = None
     schedule: str | None = None
     clip_skip: int | None = None
+    skip_guidance: float | None = None
+    deterministic: bool = False
 
 
 def settle(wishes: Wishes, entry: ModelEntry, seed: int) -> ImageRequest:
@@ -95,6 +118,8 @@ def settle(wishes: Wishes, entry: ModelEntry, seed: int) -> ImageRequest:
     steps = entry.steps if wishes.steps is None else wishes.steps
     guidance = entry.guidance_scale if wishes.guidance_scale is None else wishes.guidance_scale
     check_range("guidance_scale", guidance, 0, MAX_GUIDANCE)
+    skip = entry.speed.skip_guidance if wishes.skip_guidance is None else wishes.skip_guidance
+    check_range("skip_guidance", skip, 0, 1)
     check_range("seed", seed, 0, MAX_SEED)
     if wishes.clip_skip is not None:
         check_range("clip_skip", wishes.clip_skip, 0, MAX_CLIP_SKIP)
@@ -115,6 +140,8 @@ def settle(wishes: Wishes, entry: ModelEntry, seed: int) -> ImageRequest:
         schedule=choice.schedule,
         seed=seed,
         clip_skip=wishes.clip_skip,
+        skip_guidance=float(skip),
+        deterministic=wishes.deterministic,
     )
 
 

@@ -1,15 +1,10 @@
-"""What a size may be written as, and which size an aspect ratio or a quality word comes to. No torch here."""
+"""What a size may be written as, and which size an aspect ratio comes to. No torch here."""
 
 import re
-from math import ceil, sqrt
+from math import sqrt
 
 from pipelines.catalog import ModelEntry
 from pipelines.errors import InvalidRequest
-from pipelines.samplers import choose, max_steps
-
-# OpenAI's quality words as multiples of the model's default steps; None is the client saying nothing.
-QUALITY_STEPS = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 2.5}
-_QUALITY_ALIASES = {"auto": "medium", "standard": "medium", "hd": "high"}
 
 _SIZE = re.compile(r"(\d{1,6})\s*[xX×]\s*(\d{1,6})")
 _RATIO = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)\s*[:/]\s*(\d{1,4}(?:\.\d{1,4})?)")
@@ -62,17 +57,6 @@ def _with_ratio(ratio: float, entry: ModelEntry) -> tuple[int, int]:
     if width * height > entry.max_pixels:  # rounded up over a budget that has no room to spare
         return (width - step, height) if width > height else (width, height - step)
     return width, height
-
-
-def quality_steps(written: str | None, entry: ModelEntry, sampler: str | None = None) -> tuple[str, int]:
-    """OpenAI's quality in the words of a response (never auto, standard or hd), and the steps it stands for.
-
-    A word nobody knows is medium, and the steps stay within what the sampler takes: quality is never an error.
-    """
-    word = (written or "auto").lower()
-    word = _QUALITY_ALIASES.get(word, word if word in QUALITY_STEPS else "medium")
-    most = max_steps(choose(entry.prediction, sampler or entry.sampler).sampler, entry.prediction)
-    return word, max(1, min(most, ceil(entry.steps * QUALITY_STEPS[word])))
 
 
 def _off(ratio: float, wished: float) -> float:

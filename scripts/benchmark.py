@@ -1,4 +1,4 @@
-"""Owns the benchmark's command line: `benchmark.py forward | serving | parity`."""
+"""Owns the benchmark's command line: `benchmark.py forward | serving | parity | levers`."""
 
 import argparse
 import signal
@@ -20,6 +20,7 @@ else:
 from pipelines.errors import PipelineError
 
 ROWS = (1, 2, 4, 6, 8, 12, 16)
+LEVERS = ("channels_last", "compile", "cuda_graphs", "fuse_qkv", "quantize=fp8", "skip_guidance=0.25")
 RATES = (0.5, 0.8, 1.1, 1.5)
 
 
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     _forward(commands_parser.add_parser("forward", parents=[common], help="the network alone, by rows and shape"))
     _serving(commands_parser.add_parser("serving", parents=[common], help="whole servers under load, over HTTP"))
     _parity(commands_parser.add_parser("parity", parents=[common], help="the pictures against diffusers' own"))
+    _levers(commands_parser.add_parser("levers", parents=[common], help="what each lever of a speed table gives"))
     return whole
 
 
@@ -62,6 +64,15 @@ def _serving(command: argparse.ArgumentParser) -> None:
 def _parity(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="else the model's own")
     command.set_defaults(run=commands.parity)
+
+
+def _levers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--levers", nargs="+", default=LEVERS, help="such as compile, or a=1+b for two together")
+    command.add_argument("--full-size", choices=("sdxl", "sd3"), help="the real architecture with random weights")
+    command.add_argument("--rows", type=int, nargs="+", default=(2, 8))
+    command.add_argument("--rounds", type=int, default=5, help="measurements of each; the least counts")
+    command.add_argument("--steps", type=int, help="of the picture; else the model's own")
+    command.set_defaults(run=commands.levers)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -10,8 +10,9 @@ from PIL import Image
 from pipelines.catalog import Catalog, ModelEntry
 from pipelines.errors import InvalidRequest
 from pipelines.infotext import metadata
+from pipelines.quality import with_quality
 from pipelines.request import MAX_SEED, ImageRequest, Wishes, check_range, settle
-from pipelines.sizes import parse_size, quality_steps, size_of_ratio
+from pipelines.sizes import parse_size, size_of_ratio
 from server.errors import MissingField, UnknownField, UnsupportedField
 from server.orders import Order
 from storage.encoding import encode
@@ -51,6 +52,8 @@ class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
     height: int | None = None
     aspect_ratio: str | None = None
     clip_skip: int | None = None
+    skip_guidance: float | None = None
+    deterministic: bool | None = None
     priority: int | None = None
     deadline: float | None = None
     session_id: str | None = None
@@ -135,7 +138,6 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
         check_range("output_compression", body.output_compression, 0, 100)
     _check_looks(body)
     entry = catalog.resolve(body.model)
-    quality, steps = quality_steps(body.quality, entry, body.sampler)
     seed = _seed(body.seed, count)
     width, height = _size(body, entry)
     wishes = Wishes(
@@ -143,12 +145,15 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
         negative_prompt=body.negative_prompt,
         width=width,
         height=height,
-        steps=steps if body.steps is None else body.steps,
+        steps=body.steps,
         guidance_scale=body.guidance_scale,
         sampler=body.sampler,
         schedule=body.schedule,
         clip_skip=body.clip_skip,
+        skip_guidance=body.skip_guidance,
+        deterministic=bool(body.deterministic),
     )
+    quality, wishes = with_quality(body.quality, wishes, entry)
     requests = [settle(wishes, entry, seed + index) for index in range(count)]
     format = image_format(body.output_format)
     _check_story(requests[-1], entry, format)

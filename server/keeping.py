@@ -32,13 +32,14 @@ def keep(
     encoded = encode(picture.image, order.format, text, order.compression)
     stored = files.save(image_id, created_at, encoded, make_thumbnail(picture.image), order.format)
     settled = asdict(request)
+    further = {name: settled.pop(name) for name in ("clip_skip", "skip_guidance", "deterministic")}
     image = NewImage(
         id=image_id,
         index=index,
         family=order.entry.family,
         model_hash=model_hash,
         negative_prompt=settled.pop("negative_prompt") or "",
-        parameters=order.notes | {"clip_skip": settled.pop("clip_skip")},
+        parameters=order.notes | further,
         format=order.format,
         byte_count=stored.byte_count,
         sha256=stored.sha256,

@@ -66,7 +66,8 @@ async def _make(settings: Settings, order: Order) -> tuple[Sequence[Picture | Ba
 
 async def _pictures(settings: Settings, order: Order) -> Sequence[Picture | BaseException]:
     gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
-    engine = Engine(pick_device(settings.device), settings.resident_models)
+    folder = settings.data if settings.data.is_dir() else None
+    engine = Engine(pick_device(settings.device), settings.resident_models, folder)
     scheduler = Scheduler(engine, gpu, loader, max_rows=settings.max_rows, queue_limit=len(order.requests))
     worker = asyncio.create_task(scheduler.run())
     try:

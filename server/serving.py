@@ -63,7 +63,7 @@ def serve_forever(settings: Settings) -> int:
     catalog = load_catalog(settings.models, family_facts())
     device = pick_device(settings.device)
     click.echo(f"Device: {device}", err=True)
-    app = create_app(settings, catalog, lambda: Engine(device, settings.resident_models, settings.data / "profiles"))
+    app = create_app(settings, catalog, lambda: Engine(device, settings.resident_models, settings.data))
     config = uvicorn.Config(
         app,
         lifespan="off",

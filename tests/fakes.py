@@ -33,6 +33,10 @@ class FakeDenoising:
     evaluation: int = 0
 
     @property
+    def rows(self) -> int:
+        return 2 if self.request.guided and self.evaluation < self.request.guided_steps else 1
+
+    @property
     def evaluations(self) -> int:
         return self.request.steps
 

@@ -4,14 +4,18 @@ import asyncio
 import json
 import multiprocessing
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from pipelines.catalog import Catalog
+from pipelines.families import family_facts
+from pipelines.models_toml import load_catalog
 from pipelines.request import Wishes, settle
 from pipelines.samplers import samplers_for
 from scripts.benchmark import main
@@ -217,6 +221,50 @@ def test_parity(checkpoints: Path, tmp_path: Path, catalog: Catalog, capsys: pyt
         assert row["alone"]["identical"] and row["alone"]["psnr"] is None, row
         assert row["crowd"]["largest_pixel_difference"] <= 1, row
     assert "bit-equal" in capsys.readouterr().out
+
+
+def test_levers(checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--levers", "channels_last+fuse_qkv", "skip_guidance=0.5", "quantize=fp8", "--rows", "1", "3"]
+    run(checkpoints, tmp_path, "levers", *words, "--rounds", "1", "--steps", "2")
+    results = measured(tmp_path, "levers-tiny-sdxl")["results"]
+    together, skipping, fp8 = results["levers"]
+    assert [point["rows"] for point in together["rows"]] == [1, 3]
+    for lever in (together, skipping):
+        for times in (*lever["rows"], lever["picture"]):
+            assert times["gain"] == pytest.approx(times["plain_seconds"] / times["seconds"]) and times["gain"] > 0
+    assert together["largest_pixel_difference"] <= 1 and together["largest_latent_difference"] < 1e-4
+    assert skipping["largest_latent_difference"] > 1e-3, "it changes pictures, and the report says so"
+    assert "capability 8.9" in fp8["refused"]
+    printed = capsys.readouterr().out
+    assert "channels_last+fuse_qkv" in printed and "quantize=fp8: model" in printed
+
+
+def test_levers_of_random_weights_are_compared_by_latents(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: Path, tmp_path: Path
+) -> None:
+    def small() -> dict[str, Any]:
+        classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+        with torch.device("meta"):
+            folder = checkpoints / "sdxl"
+            networks = {name: kind.from_config(kind.load_config(folder / name)) for name, kind in classes.items()}
+        return full_size._sdxl_parts() | networks
+
+    model = load_catalog(checkpoints / "models.toml", family_facts()).resolve("tiny-sdxl")
+    monkeypatch.setattr(full_size, "full_size_entry", lambda name: replace(model, name=name))
+    monkeypatch.setitem(full_size.PARTS, "sdxl", small)
+    monkeypatch.setitem(full_size.TEXT, "sdxl", (4, 48, 32))
+    words = ["--full-size", "sdxl", "--levers", "fuse_qkv", "--rows", "1", "--rounds", "1", "--steps", "1"]
+    run(checkpoints, tmp_path, "levers", *words)
+    (lever,) = measured(tmp_path, "levers-sdxl-full-size")["results"]["levers"]
+    assert lever["largest_latent_difference"] < 0.05 and "psnr" not in lever  # bfloat16's
+
+
+def test_a_lever_that_does_not_exist_is_named(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--models", str(checkpoints / "models.toml"), "--device", "cpu", "--out", str(tmp_path)]
+    assert main(["levers", *words, "--levers", "compiled"]) == 1
+    assert "--levers.speed: unknown key 'compiled'; did you mean 'compile'?" in capsys.readouterr().err
 
 
 def test_serving(

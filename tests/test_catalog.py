@@ -7,6 +7,8 @@ import pytest
 from pipelines.catalog import Catalog
 from pipelines.errors import CatalogError, InvalidRequest, UnknownModel
 from pipelines.families import families, family_facts
+from pipelines.levers import ATTENTION, QUALITY_TABLES, Preset, Speed
+from pipelines.levers_toml import _Preset, _Speed
 from pipelines.models_toml import DEMO_CATALOG, _File, _Model, load_catalog
 from pipelines.samplers import SAMPLERS, SCHEDULES
 
@@ -55,6 +57,21 @@ def test_what_a_table_says_wins(tmp_path: Path) -> None:
     assert (entry.sampler, entry.schedule, entry.max_sequence_length, entry.t5) == ("Euler", "beta", 77, False)
     assert (entry.aliases, entry.license, entry.price) == (("a", "org/b"), "MIT", 0.5)
     assert entry.left_out == ("text_encoder_3", "tokenizer_3", "vae")
+
+
+def test_levers_and_qualities_are_the_models_own(tmp_path: Path) -> None:
+    text = model(
+        "[models.m.speed]\nchannels_last = true\ncompile = true\ncuda_graphs = true\nfuse_qkv = true\n"
+        'quantize = "fp8"\nattention = "_native_cudnn"\nvae_tiling = "auto"\nvae_slicing = true\n'
+        'vae_dtype = "float16"\nskip_guidance = 0.25\n'
+        '[models.m.quality.draft]\nsteps = 8\nguidance_scale = 3\nsampler = "dpmpp_2m"\nschedule = "karras"\n'
+        "skip_guidance = 0.5\n[models.m.quality.max]\n"
+    )
+    entry = read(tmp_path, text).resolve("m")
+    assert entry.speed == Speed(True, True, True, True, "fp8", "_native_cudnn", None, True, "float16", 0.25)
+    assert entry.quality == (Preset("draft", 8, 3.0, "dpmpp_2m", "karras", 0.5), Preset("max"))
+    plain = read(tmp_path, model("")).resolve("m")
+    assert (plain.speed, plain.quality) == (Speed(), ())
 
 
 def test_sources_on_this_machine_are_resolved_and_hub_ids_kept(tmp_path: Path) -> None:
@@ -188,6 +205,69 @@ WRONG = {
     "words for a source": (model("", source="my model"), "models.m.source: there is no 'my model' in "),
     "a source beyond any file system": (model("", source="x" * 300), "models.m.source: "),
     "a source like no hub id": (model("", source="a--b/c"), "models.m.source: there is no 'a--b/c' in "),
+    "an unknown lever": (
+        model("[models.m.speed]\ncompiled = true"),
+        "models.m.speed: unknown key 'compiled'; did you mean 'compile'?",
+    ),
+    "a lever in words": (
+        model('[models.m.speed]\ncompile = "yes"'),
+        "models.m.speed.compile: Expected `bool`, got `str`",
+    ),
+    "a lever half pulled": (model('[models.m.speed]\nchannels_last = "yes"'), "models.m.speed.channels_last: "),
+    "levers that are no table": (model("speed = true"), "models.m.speed: Expected `object`, got `bool`"),
+    "an unknown precision": (model('[models.m.speed]\nquantize = "int8"'), "models.m.speed.quantize: Invalid enum"),
+    "fp8 beside another dtype": (
+        model('dtype = "float16"\n[models.m.speed]\nquantize = "fp8"'),
+        'models.m.speed.quantize: "fp8" computes in bfloat16, not float16; leave dtype or quantize out',
+    ),
+    "an unknown attention": (
+        model('[models.m.speed]\nattention = "sage"'),
+        "models.m.speed.attention: 'sage' is not an attention kernel that can be chosen here; known: native, _native_c",
+    ),
+    "no share": (model("[models.m.speed]\nskip_guidance = 1.5"), "models.m.speed.skip_guidance: 1.5 is outside 0 to 1"),
+    "a share that is no number": (model("[models.m.speed]\nskip_guidance = nan"), "models.m.speed.skip_guidance: nan"),
+    "a share of no guidance": (
+        model("guidance_scale = 1\n[models.m.speed]\nskip_guidance = 0.2"),
+        "models.m.speed.skip_guidance: guidance_scale 1 is no guidance, so there is none to skip",
+    ),
+    "an unknown quality": (
+        model("[models.m.quality.drafty]\nsteps = 3"),
+        "models.m.quality.drafty: 'drafty' is not a quality; did you mean 'draft'?",
+    ),
+    "medium quality": (
+        model("[models.m.quality.standard]\nsteps = 3"),
+        "models.m.quality.standard: standard is the model's own settings; write them in the model's own table",
+    ),
+    "another word for high": (
+        model("[models.m.quality.hd]\nsteps = 3"),
+        "models.m.quality.hd: hd is another word for high; write quality.high",
+    ),
+    "an unknown key of a quality": (
+        model("[models.m.quality.draft]\nstep = 3"),
+        "models.m.quality.draft: unknown key 'step'; did you mean 'steps'?",
+    ),
+    "a quality of no steps": (model("[models.m.quality.low]\nsteps = 0"), "models.m.quality.low.steps: steps must be"),
+    "a quality beyond its sampler": (
+        model('[models.m.quality.low]\nsteps = 60\nsampler = "LCM"'),
+        "models.m.quality.low.steps: steps must be between 1 and 50",
+    ),
+    "a quality's unknown sampler": (
+        model('[models.m.quality.low]\nsampler = "Euler b"'),
+        "models.m.quality.low.sampler: unknown sampler 'Euler b'",
+    ),
+    "a schedule without a sampler": (
+        model('[models.m.quality.low]\nschedule = "karras"'),
+        "models.m.quality.low.schedule: it needs a sampler beside it, such as 'Euler'",
+    ),
+    "a quality's guidance": (
+        model("[models.m.quality.low]\nguidance_scale = 60"),
+        "models.m.quality.low.guidance_scale: 60",
+    ),
+    "a quality that skips no guidance": (
+        model("[models.m.quality.low]\nguidance_scale = 1.0\nskip_guidance = 0.5"),
+        "models.m.quality.low.skip_guidance: guidance_scale 1 is no guidance",
+    ),
+    "qualities that are no table": (model("quality = 3"), "models.m.quality: Expected `object`, got `int`"),
     "a bad name": (f'[models."a b"]\n{model("").partition(chr(10))[2]}', "models.a b: 'a b' is no name"),
     "an empty alias": (model('aliases = [""]'), "models.m: '' is no name"),
     "an alias of words": (model('aliases = "a"'), "models.m.aliases: Expected `array`, got `str`"),
@@ -227,7 +307,9 @@ def test_native_sizes_of_the_family_keep_the_models_limits(tmp_path: Path) -> No
 
 def test_the_reference_names_every_key_family_sampler_and_schedule() -> None:
     text = (ROOT / "docs" / "models.md").read_text()
-    names = [*_Model.__struct_fields__, *_File.__struct_fields__, *families(), *SCHEDULES]
+    tables = (_Model, _File, _Speed, _Preset)
+    names = [*(name for table in tables for name in table.__struct_fields__), *families(), *SCHEDULES]
+    names += [*ATTENTION, *QUALITY_TABLES]
     assert [name for name in names if f"`{name}`" not in text] == []
     assert [name for name in SAMPLERS if f"| {name} |" not in text] == []
 

@@ -189,7 +189,8 @@ def test_models_that_are_not_wanted_any_more_leave(catalog: Catalog) -> None:
     first, second = catalog.resolve("tiny-sdxl"), catalog.resolve("tiny-sd3")
     engine.load(first)
     engine.load(second)
-    engine.unload({first.identity, "never@loaded"})
+    engine.unload(first.identity)
+    engine.unload("never@loaded")
     assert engine.state.resident == (second.identity,)
 
 

@@ -8,7 +8,9 @@ import pytest
 from pipelines.catalog import ModelEntry
 from pipelines.errors import InvalidRequest
 from pipelines.families import family_facts
+from pipelines.levers import Preset, Speed
 from pipelines.models_toml import load_catalog
+from pipelines.quality import with_quality
 from pipelines.request import (
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
@@ -20,7 +22,7 @@ from pipelines.request import (
     settle_size,
 )
 from pipelines.samplers import samplers_for
-from pipelines.sizes import parse_size, quality_steps, size_of_ratio
+from pipelines.sizes import parse_size, size_of_ratio
 
 MODELS = """
 [models.xl]
@@ -218,6 +220,7 @@ def test_every_ratio_gives_a_size_the_model_makes(name: str) -> None:
         ("auto", "medium", 30),
         ("standard", "medium", 30),
         ("low", "low", 15),
+        ("draft", "low", 15),
         ("hd", "high", 45),
         ("HIGH", "high", 45),
         ("xhigh", "xhigh", 60),
@@ -226,15 +229,58 @@ def test_every_ratio_gives_a_size_the_model_makes(name: str) -> None:
     ],
 )
 def test_quality_words_are_steps(written: str | None, word: str, steps: int) -> None:
-    assert quality_steps(written, entry()) == (word, steps)
+    assert with_quality(written, Wishes("a hat"), entry()) == (word, Wishes("a hat", steps=steps))
 
 
 def test_quality_never_asks_for_more_than_may_be_had() -> None:
-    assert quality_steps("max", replace(entry(), steps=150)) == ("max", 150)
-    assert quality_steps("low", replace(entry(), steps=1)) == ("low", 1)
+    assert with_quality("max", Wishes("a hat"), replace(entry(), steps=150))[1].steps == 150
+    assert with_quality("low", Wishes("a hat"), replace(entry(), steps=1))[1].steps == 1
     for sampler in samplers_for(entry().prediction):
-        steps = quality_steps("max", entry(), sampler)[1]
-        assert settle(Wishes("a hat", steps=steps, sampler=sampler), entry(), 0).steps == steps
+        wishes = with_quality("max", Wishes("a hat", sampler=sampler), entry())[1]
+        assert settle(wishes, entry(), 0).steps == wishes.steps
+
+
+DRAFT = Preset("draft", steps=60, guidance_scale=2.0, sampler="LCM", skip_guidance=0.25)
+LOW = Preset("low", sampler="DPM++ 2M", schedule="karras")
+
+
+def test_a_models_own_table_says_what_a_word_stands_for() -> None:
+    model = replace(entry(), quality=(DRAFT, LOW))
+    word, wishes = with_quality("Draft", Wishes("a hat"), model)
+    assert word == "low", "the answer's word is one of OpenAI's"
+    # 50 steps are the most that LCM takes.
+    assert wishes == Wishes("a hat", steps=50, guidance_scale=2.0, sampler="LCM", skip_guidance=0.25)
+    assert with_quality("low", Wishes("a hat"), model)[1] == Wishes(
+        "a hat", steps=15, sampler="DPM++ 2M", schedule="karras"
+    )
+    assert with_quality("draft", Wishes("a hat"), replace(entry(), quality=(LOW,)))[1].sampler == "DPM++ 2M"
+    assert with_quality("high", Wishes("a hat"), model)[1] == Wishes("a hat", steps=45)
+
+
+def test_what_a_client_says_itself_wins_over_its_quality_word() -> None:
+    model = replace(entry(), quality=(DRAFT, LOW))
+    own = Wishes("a hat", steps=9, guidance_scale=7.0, sampler="Euler", skip_guidance=0.0)
+    assert with_quality("draft", own, model)[1] == own
+    # Sampler and schedule are chosen as a pair: with LCM the client's karras would be an error.
+    assert with_quality("draft", Wishes("a hat", steps=9, schedule="karras"), model)[1].sampler is None
+
+
+def test_the_share_without_guidance_is_the_requests_or_the_models() -> None:
+    model = replace(entry(), speed=Speed(skip_guidance=0.2))
+    assert settle(Wishes("a hat"), model, 0).guided_steps == 24
+    assert settle(Wishes("a hat", skip_guidance=0.5), model, 0).guided_steps == 15
+    assert settle(Wishes("a hat", skip_guidance=1), model, 0).guided_steps == 0
+    assert settle(Wishes("a hat", skip_guidance=0), model, 0).guided_steps == 30
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InvalidRequest, match="skip_guidance must be between 0 and 1"):
+            settle(Wishes("a hat", skip_guidance=wrong), model, 0)
+
+
+def test_a_deterministic_image_shares_its_batch_with_nobody() -> None:
+    requests = [settle(Wishes("a hat", deterministic=alone), entry(), 0) for alone in (True, True, False)]
+    keys = [BatchKey.of(entry(), request, number) for number, request in enumerate(requests)]
+    assert len(set(keys)) == 3
+    assert {key.shared for key in keys} == {BatchKey.of(entry(), requests[2], 7)}
 
 
 def test_rows_and_the_batch_key_follow_from_the_request() -> None:

@@ -120,6 +120,25 @@ async def test_a_model_that_cannot_be_loaded_fails_its_own_images_only() -> None
         await good.future
 
 
+async def test_a_deterministic_image_rides_alone_and_is_decoded_alone() -> None:
+    engine = FakeEngine(step_seconds=0.002)
+    async with scheduling(engine) as scheduler:
+        tickets = [submit(scheduler, seed=seed, steps=5, deterministic=seed in (1, 2)) for seed in range(5)]
+        await asyncio.gather(*(ticket.future for ticket in tickets))
+    for batches in (engine.batches, engine.decoded):
+        assert {len(batch) for batch in batches if any(item.deterministic for item in batch)} == {1}
+        assert 3 in {len(batch) for batch in batches}, "the others ride together as ever"
+
+
+async def test_the_row_of_an_image_whose_guidance_has_ended_is_another_s() -> None:
+    engine = FakeEngine()
+    async with scheduling(engine, max_rows=4) as scheduler:
+        tickets = [submit(scheduler, seed=seed, steps=4, skip_guidance=0.5) for seed in range(4)]
+        await asyncio.gather(*(ticket.future for ticket in tickets))
+    # Two of two rows each; then their one row each leaves room for the third, and so on.
+    assert [len(batch) for batch in engine.batches] == [2, 2, 3, 3, 2, 2, 1, 1]
+
+
 async def test_what_is_done_soonest_is_done_first_whatever_its_shape() -> None:
     engine = FakeEngine(step_seconds=0.002)
     ends: list[int] = []

@@ -10,11 +10,13 @@ from torch.nn.functional import pad
 from pipelines.catalog import FamilyFacts, ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family
 from pipelines.errors import CheckpointError, InvalidRequest
+from pipelines.graphs import Inputs
 from pipelines.headers import read_json
 from pipelines.loading import load_pipeline
 from pipelines.prompts import Embedding, EmbeddingCache, Text, clip_states, count_tokens, t5_states
 from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
+from pipelines.speed import check_levers
 
 
 class SD3(Family):
@@ -30,6 +32,7 @@ class SD3(Family):
         native_sizes=("1024x1024", "1152x896", "896x1152", "1216x832", "832x1216", "1344x768", "768x1344"),
     )
     pipeline_class = "StableDiffusion3Pipeline"
+    repeated_blocks = ("JointTransformerBlock",)
 
     def __init__(self, entry: ModelEntry, pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.entry, self.device, self.dtype = entry, device, dtype
@@ -40,6 +43,7 @@ class SD3(Family):
         self.text_encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
         if None in self.text_encoders[:2]:
             raise CheckpointError(f"model {entry.name!r} lacks one of SD3's two CLIP text encoders.")
+        self._check_fusible()
         self.scheduler_config = dict(pipeline.scheduler.config)
         self.cache: EmbeddingCache[Text, Embedding] = EmbeddingCache()
 
@@ -54,7 +58,12 @@ class SD3(Family):
     def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "SD3":
         from diffusers import StableDiffusion3Pipeline
 
+        check_levers(entry, device, dtype)
         return cls(entry, load_pipeline(StableDiffusion3Pipeline, entry, dtype, **cls.missing(entry)), device, dtype)
+
+    @property
+    def denoiser(self) -> Any:
+        return self.transformer
 
     @property
     def modules(self) -> tuple[Any, ...]:
@@ -82,22 +91,32 @@ class SD3(Family):
         noise, generator = self.noise(request, self.transformer.config.in_channels, self.vae_factor)
         return Denoising(request, conditioning, sampler, noise, generator)
 
-    def predict(self, batch: Sequence[Denoising]) -> list[torch.Tensor]:
+    def inputs(self, batch: Sequence[Denoising]) -> Inputs:
         timesteps = torch.cat([image.timestep.float().expand(image.rows) for image in batch])
-        prediction: torch.Tensor = self.transformer(
-            hidden_states=torch.cat([image.model_input() for image in batch]),
-            timestep=timesteps.to(self.device),
-            encoder_hidden_states=torch.cat([image.conditioning.text for image in batch]),
-            pooled_projections=torch.cat([image.conditioning.pooled for image in batch]),
-            return_dict=False,
-        )[0]
-        return list(torch.split(prediction, [image.rows for image in batch]))
+        return {
+            "hidden_states": torch.cat([image.model_input() for image in batch]),
+            "timestep": timesteps.to(self.device),
+            "encoder_hidden_states": torch.cat([image.text for image in batch]),
+            "pooled_projections": torch.cat([image.pooled for image in batch]),
+        }
+
+    def network(self, inputs: Inputs) -> torch.Tensor:
+        prediction: torch.Tensor = self.transformer(**inputs, return_dict=False)[0]
+        return prediction
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         config = self.vae.config
         latents = latents.to(self.vae.dtype) / config.scaling_factor + config.shift_factor
-        pixels: torch.Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return pixels
+        return self.decode_scaled(latents)
+
+    def _check_fusible(self) -> None:
+        """diffusers' fused processor leaves SD3.5's norms of queries and keys out and fails at its second attention."""
+        config = self.transformer.config
+        if self.entry.speed.fuse_qkv and (config.qk_norm is not None or config.dual_attention_layers):
+            raise CheckpointError(
+                f"model {self.entry.name!r} is an SD3.5, whose projections diffusers cannot fuse without changing its"
+                f" pictures; leave fuse_qkv out of models.{self.entry.name}.speed."
+            )
 
     def latents_of(self, pixels: torch.Tensor) -> torch.Tensor:
         config = self.vae.config

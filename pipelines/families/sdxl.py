@@ -8,10 +8,12 @@ import torch
 from pipelines.catalog import FamilyFacts, ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family
 from pipelines.errors import CheckpointError
+from pipelines.graphs import Inputs
 from pipelines.loading import load_pipeline
 from pipelines.prompts import Embedding, EmbeddingCache, Text, clip_states, count_tokens
 from pipelines.request import ImageRequest
 from pipelines.samplers import Prediction
+from pipelines.speed import check_levers
 
 
 class SDXL(Family):
@@ -28,6 +30,7 @@ class SDXL(Family):
         native_sizes=("1024x1024", "1152x896", "896x1152", "1216x832", "832x1216", "1344x768", "768x1344"),
     )
     pipeline_class = "StableDiffusionXLPipeline"
+    repeated_blocks = ("BasicTransformerBlock",)
 
     def __init__(self, entry: ModelEntry, pipeline: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.entry, self.device, self.dtype = entry, device, dtype
@@ -50,7 +53,12 @@ class SDXL(Family):
     def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "SDXL":
         from diffusers import StableDiffusionXLPipeline
 
+        check_levers(entry, device, dtype)
         return cls(entry, load_pipeline(StableDiffusionXLPipeline, entry, dtype), device, dtype)
+
+    @property
+    def denoiser(self) -> Any:
+        return self.unet
 
     @property
     def modules(self) -> tuple[Any, ...]:
@@ -80,23 +88,29 @@ class SDXL(Family):
         sampler = self.new_sampler(request)
         noise, generator = self.noise(request, self.unet.config.in_channels, self.vae_factor)
         size = (request.height, request.width)
-        time_ids = torch.tensor([[*size, 0, 0, *size]] * request.rows, dtype=self.dtype, device=self.device)
+        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=self.dtype, device=self.device)
         latents = noise * sampler.init_noise_sigma
         return Denoising(request, conditioning, sampler, latents, generator, {"time_ids": time_ids})
 
-    def predict(self, batch: Sequence[Denoising]) -> list[torch.Tensor]:
+    def inputs(self, batch: Sequence[Denoising]) -> Inputs:
         timesteps = torch.cat([image.timestep.float().expand(image.rows) for image in batch])
+        return {
+            "sample": torch.cat([image.model_input() for image in batch]),
+            "timestep": timesteps.to(self.device),
+            "encoder_hidden_states": torch.cat([image.text for image in batch]),
+            "text_embeds": torch.cat([image.pooled for image in batch]),
+            "time_ids": torch.cat([image.extra["time_ids"].expand(image.rows, -1) for image in batch]),
+        }
+
+    def network(self, inputs: Inputs) -> torch.Tensor:
         prediction: torch.Tensor = self.unet(
-            torch.cat([image.model_input() for image in batch]),
-            timesteps.to(self.device),
-            encoder_hidden_states=torch.cat([image.conditioning.text for image in batch]),
-            added_cond_kwargs={
-                "text_embeds": torch.cat([image.conditioning.pooled for image in batch]),
-                "time_ids": torch.cat([image.extra["time_ids"] for image in batch]),
-            },
+            inputs["sample"],
+            inputs["timestep"],
+            encoder_hidden_states=inputs["encoder_hidden_states"],
+            added_cond_kwargs={name: inputs[name] for name in ("text_embeds", "time_ids")},
             return_dict=False,
         )[0]
-        return list(torch.split(prediction, [image.rows for image in batch]))
+        return prediction
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         latents = latents.to(self.vae.dtype)
@@ -106,8 +120,7 @@ class SDXL(Family):
             latents = latents * std / factor + mean
         else:
             latents = latents / factor
-        pixels: torch.Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return pixels
+        return self.decode_scaled(latents)
 
     def latents_of(self, pixels: torch.Tensor) -> torch.Tensor:
         latents: torch.Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()

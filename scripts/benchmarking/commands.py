@@ -1,13 +1,15 @@
 """The sub-commands: each measures, prints a table, and writes a JSON file and a plot."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipelines.device import pick_device
 from pipelines.families import families
+from pipelines.levers import Speed
 
 from .models import Model
 from .processes import SYSTEMS
@@ -15,6 +17,9 @@ from .report import Progress, write_json
 from .serving import Plan, measure_serving
 from .tables import table
 from .workload import WORKLOADS
+
+if TYPE_CHECKING:
+    from .forward import Subject
 
 
 def forward(arguments: argparse.Namespace, progress: Progress) -> None:
@@ -93,6 +98,33 @@ def parity(arguments: argparse.Namespace, progress: Progress) -> None:
     )
 
 
+def levers(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Measure what each lever gives and costs."""
+    from .forward import load_subject
+    from .full_size import build_subject, full_size_entry
+    from .levers import Plan, measure_levers
+
+    model = _model(arguments)
+    device = pick_device(arguments.device)
+
+    def build(speed: Speed) -> "Subject":
+        if arguments.full_size:
+            return build_subject(arguments.full_size, device.torch_device, torch.bfloat16, speed)
+        entry = replace(model.entry, speed=speed)
+        return load_subject(families()[entry.family], entry, device.torch_device, model.dtype)
+
+    entry = full_size_entry(arguments.full_size) if arguments.full_size else model.entry
+    plan = Plan(arguments.levers, arguments.rows, arguments.rounds, arguments.steps, not arguments.full_size)
+    results = measure_levers(entry, build, plan, progress)
+    print(table(*_levers_table(results)))
+    for lever in results["levers"]:
+        if "refused" in lever:
+            print(f"\n{lever['lever']}: {lever['refused']}")
+    options = {name: getattr(arguments, name) for name in ("levers", "rows", "rounds", "steps", "full_size")}
+    name = f"levers-{_file_name(results['model'])}" + ("-full-size" if arguments.full_size else "")
+    write_json(arguments.out, name, device, options, results)
+
+
 def _model(arguments: argparse.Namespace) -> Model:
     return Model(Path(arguments.models), arguments.model, arguments.device)
 
@@ -150,6 +182,21 @@ def _overhead_line(overhead: dict[str, float]) -> str:
         f" {1000 * overhead['predict']:.1f} ms, decode {1000 * overhead['decode']:.1f} ms; engine"
         f" {1000 * overhead['engine']:.1f} ms, HTTP, hops, database and files {1000 * overhead['rest']:.1f} ms."
     )
+
+
+def _levers_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    measured = [lever for lever in results["levers"] if "refused" not in lever]
+    counts = [point["rows"] for point in measured[0]["rows"]] if measured else []
+    headers = ["lever", "ready s", *(f"{count} rows: ms (gain)" for count in counts), "picture s (gain)"]
+    headers += ["PSNR dB", "pixels differ by", "latents by"]
+    return headers, [_levers_row(lever) for lever in measured]
+
+
+def _levers_row(lever: dict[str, Any]) -> list[Any]:
+    points = [f"{1000 * point['seconds']:.3g} ({point['gain']:.2f})" for point in lever["rows"]]
+    picture = f"{lever['picture']['seconds']:.3g} ({lever['picture']['gain']:.2f})"
+    figures = [lever.get(name) for name in ("psnr", "largest_pixel_difference", "largest_latent_difference")]
+    return [lever["lever"], lever["ready_seconds"], *points, picture, *figures]
 
 
 def _parity_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:

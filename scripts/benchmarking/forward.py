@@ -11,10 +11,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.denoising import Conditioning, Denoising, Family
+from pipelines.denoising import Denoising, Family
 from pipelines.device import synchronize
 from pipelines.errors import PipelineError
-from pipelines.request import ImageRequest, Wishes, settle
+from pipelines.request import Wishes, settle
 
 from .report import Progress
 from .statistics import knee
@@ -26,16 +26,15 @@ WARM_UPS = 2
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model, and how its prompts become conditionings."""
+    """A loaded model."""
 
     family: Family
-    conditioning: Callable[[ImageRequest], Conditioning]
 
     def images(self, width: int, height: int, count: int) -> list[Denoising]:
         """Images of one row each, before their first step."""
         wishes = Wishes("a sunset over mountains", width=width, height=height, steps=STEPS, guidance_scale=1.0)
         requests = [settle(wishes, self.family.entry, seed) for seed in range(count)]
-        conditioning = self.conditioning(requests[0])
+        (conditioning,) = self.family.encode(requests[:1])
         return [self.family.begin(request, conditioning) for request in requests]
 
 
@@ -48,7 +47,7 @@ def load_subject(family_class: type[Family], entry: Any, device: torch.device, d
     with torch.inference_mode():
         family = family_class.load(entry, device, dtype)
         family.place()
-    return Subject(family, lambda request: family.encode([request])[0])
+    return Subject(family)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """SDXL and SD3-medium at full size, from their configurations with random weights on the device."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning
 from pipelines.families import families, family_facts
+from pipelines.levers import Speed
 from pipelines.models_toml import load_catalog
 from pipelines.request import ImageRequest, TokenCount
 
@@ -106,9 +109,15 @@ TEXT = {"sdxl": (CLIP_TOKENS, 2048, 1280), "sd3": (CLIP_TOKENS + T5_TOKENS, 4096
 """Text tokens, their width, and the width of the pooled text."""
 
 
-def build_subject(name: str, device: torch.device, dtype: torch.dtype) -> Subject:
-    """A family at full size. It has no text encoders: its conditionings are random too."""
+def full_size_entry(name: str) -> ModelEntry:
+    """The catalogue entry of a model at full size."""
+    return load_catalog(CATALOG, family_facts()).resolve(name)
+
+
+def build_subject(name: str, device: torch.device, dtype: torch.dtype, speed: Speed | None = None) -> Subject:
+    """A family at full size, with the levers of `speed`. It has no text encoders: its conditionings are random too."""
     parts = PARTS[name]()
+    torch.manual_seed(0)  # the same weights each time, so that what they make can be compared
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             fill(part, device, dtype)
@@ -116,9 +125,13 @@ def build_subject(name: str, device: torch.device, dtype: torch.dtype) -> Subjec
     encoders = {key: torch.nn.Identity() for key in ("text_encoder", "text_encoder_2", "text_encoder_3")}
     tokenizers = {key: None for key in ("tokenizer", "tokenizer_2", "tokenizer_3")}
     pipeline = SimpleNamespace(**parts, **encoders, **tokenizers, vae_scale_factor=8)
-    entry = load_catalog(CATALOG, family_facts()).resolve(name)
+    entry = replace(full_size_entry(name), speed=speed or Speed())
     family_class: Any = families()[entry.family]
-    return Subject(family_class(entry, pipeline, device, dtype), _conditioning(name, device, dtype))
+    family = family_class(entry, pipeline, device, dtype)
+    conditioning = _conditioning(name, device, dtype)
+    family.encode = lambda requests: [conditioning(request) for request in requests]
+    family.place()
+    return Subject(family)
 
 
 def fill(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -137,7 +150,9 @@ def _conditioning(name: str, device: torch.device, dtype: torch.dtype) -> Callab
     tokens, width, pooled = TEXT[name]
 
     def random(request: ImageRequest) -> Conditioning:
-        text = torch.randn(1, tokens, width).to(device, dtype)
-        return Conditioning(text, torch.randn(1, pooled).to(device, dtype), TokenCount(tokens), TokenCount())
+        generator = torch.Generator().manual_seed(request.seed)
+        text = torch.randn(request.rows, tokens, width, generator=generator).to(device, dtype)
+        pool = torch.randn(request.rows, pooled, generator=generator).to(device, dtype)
+        return Conditioning(text, pool, TokenCount(tokens), TokenCount())
 
     return random

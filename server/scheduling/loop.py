@@ -83,7 +83,7 @@ class Scheduler:
 
     def cap(self, key: BatchKey) -> int:
         """The most rows a forward pass of this key may have."""
-        return min(self._max_rows, self.visits.state.row_caps.get(key, self._max_rows))
+        return min(self._max_rows, self.visits.state.row_caps.get(key.shared, self._max_rows))
 
     def check_room(self, entry: ModelEntry, requests: Sequence[ImageRequest], reserved: int = 0) -> None:
         """Raise QueueFull unless these images, and so many more that are reserved, may be submitted."""

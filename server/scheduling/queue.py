@@ -101,11 +101,12 @@ class Ticket:
 
     @cached_property
     def key(self) -> BatchKey:
-        return BatchKey.of(self.entry, self.request)
+        return BatchKey.of(self.entry, self.request, self.order)
 
     @property
     def rows(self) -> int:
-        return self.request.rows
+        """Of its next forward pass: an image may end its guidance before its last step."""
+        return self.request.rows if self.denoising is None else int(self.denoising.rows)
 
     @property
     def priority(self) -> int:
