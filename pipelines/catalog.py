@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,18 @@ from pipelines.samplers import Prediction
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 """What a file of weights may end in, in any case; the loader refuses all but the first."""
+
+
+class Offload(StrEnum):
+    """What of a model stays in host memory while it is in use, for devices that are too small for all of it.
+
+    MODEL: the text encoders, the denoiser and the VAE are each on the device only while at work.
+    GROUP: the denoiser, too, is there one layer at a time.
+    """
+
+    NONE = "none"
+    MODEL = "model"
+    GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class ModelEntry:
     config: str | None
     variant: str | None
     dtype: str
+    offload: Offload
     vae: str | None
     width: int
     height: int
@@ -63,7 +77,7 @@ class ModelEntry:
     def identity(self) -> str:
         """The name and, behind an @, what its loaded networks depend on: another identity is another model to load."""
         place = (self.family, self.source, self.revision, self.config, self.variant, self.vae)
-        way = (self.dtype, self.t5, self.max_sequence_length)
+        way = (self.dtype, self.t5, self.max_sequence_length, self.offload)
         return f"{self.name}@{hashlib.sha256(repr((place, way)).encode()).hexdigest()[:8]}"
 
     @property

@@ -10,8 +10,11 @@ from typing import Any, ClassVar
 import torch
 from PIL.Image import Image
 
-from pipelines.catalog import FamilyFacts, ModelEntry
+from pipelines.catalog import FamilyFacts, ModelEntry, Offload
 from pipelines.guidance import guide
+from pipelines.hosting import bytes_of, into_host
+from pipelines.offload import Turns, largest_layer, stream_leaves
+from pipelines.progress import Progress, untold
 from pipelines.prompts import Embedding, EmbeddingCache, Text
 from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import SamplerChoice, build, set_timesteps
@@ -118,7 +121,8 @@ def _draws_noise(sampler_class: Any) -> bool:
 class Family(ABC):
     """One loaded model. `load` gives it on the CPU and `place` takes it to its device; all else needs it there.
 
-    A module of `pipelines.families` defines one subclass and names its `facts`; nothing else needs to know it.
+    `park` takes it home again, as often as need be. A module of `pipelines.families` defines one subclass and names its
+    `facts`; nothing else needs to know it.
     """
 
     facts: ClassVar[FamilyFacts]
@@ -131,6 +135,11 @@ class Family(ABC):
     vae: Any
     scheduler_config: Mapping[str, Any]
     cache: EmbeddingCache[Text, Embedding]
+    offload: Offload = Offload.NONE
+    """What of it stays in host memory; none unless whoever loads it says so, before its first `place`."""
+
+    _turns: Turns | None = None
+    _at_home = False
 
     @classmethod
     def missing(cls, entry: ModelEntry) -> dict[str, None]:
@@ -139,7 +148,7 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "Family":
+    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype, progress: Progress = untold) -> "Family":
         """Load the checkpoint, on the CPU still.
 
         Raises:
@@ -165,21 +174,60 @@ class Family(ABC):
     @property
     @abstractmethod
     def modules(self) -> tuple[Any, ...]:
-        """The networks besides the VAE."""
+        """The networks besides the VAE, the denoiser first."""
+
+    @property
+    def networks(self) -> tuple[Any, ...]:
+        """All that has weights."""
+        return (*self.modules, self.vae)
 
     @property
     def weight_bytes(self) -> int:
-        """How much memory the weights of all networks take, the VAE's too."""
-        return sum(weight.nbytes for module in (*self.modules, self.vae) for weight in module.parameters())
+        """How much memory the weights of all networks take."""
+        return bytes_of(*self.networks)
 
-    def place(self) -> None:
-        """Put the networks on the device, for inference, in the dtypes they are to run in."""
-        for module in self.modules:
-            module.requires_grad_(False).eval().to(self.device)
+    @property
+    def device_bytes(self) -> int:
+        """How much of it is on the device at once, at most."""
+        if self.offload is Offload.NONE:
+            return self.weight_bytes
+        largest = max(bytes_of(network) for network in self.networks[self.offload is Offload.GROUP :])
+        # One layer at work and the next on its way; the others have left by then.
+        return max(largest, 2 * largest_layer(self.modules[0])) if self.offload is Offload.GROUP else largest
+
+    def prepare(self) -> None:
+        """Make the networks ready for inference, in the dtypes they are to run in."""
+        for network in self.networks:
+            network.requires_grad_(False).eval()
         overflows = self.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
         # A VAE is cheap on a CPU, and bfloat16's eight bits of mantissa band its smooth skies.
-        precise = overflows or self.device.type == "cpu"
-        self.vae.requires_grad_(False).eval().to(device=self.device, dtype=torch.float32 if precise else self.dtype)
+        self.vae.to(torch.float32 if overflows or self.device.type == "cpu" else self.dtype)
+
+    def place(self) -> None:
+        """Put the networks on the device, or what `offload` leaves of them; each time after `park`, too."""
+        self.prepare()
+        self._at_home = False
+        if self.offload is Offload.NONE:
+            for network in self.networks:
+                network.to(self.device)
+        elif self._turns is None:
+            streamed = self.offload is Offload.GROUP
+            self._turns = Turns(self.networks[streamed:], self.device)
+            if streamed:
+                stream_leaves(self.modules[0], self.device, self._turns)
+
+    def park(self, pinned: bool, progress: Progress = untold) -> None:
+        """Have all weights in host memory of their own, from where `place` takes them without reading a file.
+
+        Args:
+            pinned: whether that memory is page-locked, from which CUDA copies several times faster.
+        """
+        self.cache.clear()  # it lies on the device
+        if self._turns is not None:
+            self._turns.leave()
+        elif not self._at_home:
+            into_host(self.networks, pinned, progress)
+            self._at_home = True
 
     def new_sampler(self, request: ImageRequest) -> Any:
         """This request's own sampler, from the checkpoint's own scheduler config, its way laid out."""

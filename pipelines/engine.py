@@ -1,6 +1,7 @@
-"""The engine: the four verbs a scheduler may ask of the GPU thread. It knows no family and no policy.
+"""The engine: the verbs a scheduler may ask of the GPU thread. It knows no family and no policy.
 
-encode -> begin -> step, step, step -> finish. One image's failure is a value in that image's place, so its
+encode -> begin -> step, step, step -> finish, once the model is there: make_room -> read -> place, of which `read`, the
+long one, is for another thread. One image's failure is a value in that image's place, so its
 neighbours never notice.
 """
 
@@ -12,11 +13,14 @@ from typing import ParamSpec, TypeVar
 import torch
 from PIL.Image import Image
 
+from pipelines.budgets import Budgets
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
 from pipelines.device import Device, is_out_of_memory, synchronize
 from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError
 from pipelines.loading import quiet_libraries
+from pipelines.progress import LoadStage, Progress, untold
+from pipelines.reading import Reader
 from pipelines.request import ImageRequest
 from pipelines.residency import Residency, free_memory
 from pipelines.state import EngineState
@@ -41,38 +45,86 @@ def _inference(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class Engine:
-    """Everything that touches tensors. Call its methods from one thread only.
+    """Everything that touches tensors. Build it on the thread that calls it, the only one that may; except for `read`.
 
     Args:
         device: from `pick_device`.
-        resident_models: how many models may be loaded at once.
+        budgets: from `device.budgets`; by default what "auto" comes to.
     """
 
-    def __init__(self, device: Device, resident_models: int = 2) -> None:
+    def __init__(self, device: Device, budgets: Budgets | None = None) -> None:
         self.device = device
-        self.resident_limit = resident_models
-        self._residency = Residency(device, resident_models)
+        self._reader = Reader(device)
+        self._residency = Residency(device, budgets or device.budgets())
         quiet_libraries()
 
     @property
     def state(self) -> EngineState:
         """What there is to know of it now."""
-        return EngineState(resident=self._residency.resident)
+        models = self._residency
+        return EngineState(resident=models.resident, parked=models.parked, weight_bytes=models.weight_bytes)
 
     def family(self, entry: ModelEntry) -> Family:
         """A loaded model's networks, for whoever measures or compares them."""
         return self._residency.get(entry)
 
-    @_inference
     def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
-        """Load a model if it isn't, evicting idle ones over the limit.
+        """All of a load in one, for callers with a single thread.
+
+        Raises:
+            CheckpointError, NoRoom: as of `read` and `place`.
+        """
+        self.make_room(entry, busy)
+        self.place(entry, None if self._residency.holds(entry) else self.read(entry), busy)
+
+    @_inference
+    def make_room(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
+        """Before a model is read: where the device's memory is the host's, idle ones that it will replace go first.
+
+        Elsewhere, and for a model in memory or not downloaded yet, nothing is done: `place` makes the room.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or is larger than the whole budget.
+            NoRoom: it will not fit beside the busy models.
+        """
+        if not self.device.own_memory and not self._residency.holds(entry):
+            self._residency.make_room(entry, self._reader.expected_bytes(entry), busy)
+
+    @_inference
+    def read(self, entry: ModelEntry, progress: Progress = untold) -> Family:
+        """Check, download if need be, and read a model into host memory. On any thread: it touches nothing shared.
+
+        A thread that is not the engine's own is set to compute alone, for good (see `Reader`).
 
         Raises:
             CheckpointError: it cannot be loaded.
         """
+        return self._reader.read(entry, progress)
+
+    @_inference
+    def place(
+        self, entry: ModelEntry, family: Family | None, busy: Collection[str] = (), progress: Progress = untold
+    ) -> None:
+        """Have a model on the device, parking or evicting idle ones where the budgets want it; mark it as used.
+
+        Args:
+            family: as read; None for a model that is there already, or parked.
+            busy: the identities of the models that must stay.
+
+        Raises:
+            CheckpointError: it is larger than the whole budget, or than the device.
+            NoRoom: it does not fit beside the busy models; if it is parked now, it need not be read again.
+            NotRead: None was given, and the model is neither there nor parked.
+        """
         if self.device.torch_device.type == "cuda":
             torch.cuda.set_device(self.device.torch_device)  # it belongs to a thread, and this is the one
-        self._residency.load(entry, busy)
+        progress(LoadStage.PLACING, 0.0)
+        self._residency.place(entry, family, busy)
+        progress(LoadStage.PLACING, 1.0)
+
+    def unload(self, identity: str) -> None:
+        """Forget a model, on the device and in host memory; the caller sees to it that nobody uses it."""
+        self._residency.unload(identity)
 
     @_inference
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:

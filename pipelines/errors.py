@@ -6,6 +6,7 @@ PipelineError
 ├── CheckpointError       a checkpoint is missing, damaged, of another family or not safetensors
 │   └── IncompleteCheckpoint   files of it are not there
 ├── NoRoom                a model does not fit beside those at work, and may once they are done
+├── NotRead               a model that was thought to be in memory must be read first
 ├── InvalidRequest        one field of a request breaks a rule
 │   └── UnknownModel      the model named is not in the catalogue
 └── ImageFailed           this one image could not be made
@@ -36,6 +37,10 @@ class IncompleteCheckpoint(CheckpointError):
 
 class NoRoom(PipelineError):
     """The device lacks the memory for another model while others are at work on it."""
+
+
+class NotRead(PipelineError):
+    """A model is neither on the device nor parked in host memory."""
 
 
 class InvalidRequest(PipelineError):

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from pipelines.catalog import WEIGHT_SUFFIXES, Catalog, FamilyFacts, ModelEntry
+from pipelines.catalog import WEIGHT_SUFFIXES, Catalog, FamilyFacts, ModelEntry, Offload
 from pipelines.errors import CatalogError, InvalidRequest
 from pipelines.samplers import Prediction, SamplerChoice, check_steps, choose
 
@@ -34,6 +34,7 @@ class _Model(msgspec.Struct, forbid_unknown_fields=True):
     config: str | None = None
     variant: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    offload: Offload = Offload.NONE
     vae: str | None = None
     size: str | None = None
     native_sizes: list[str] | None = None
@@ -123,6 +124,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
         config=None if model.config is None else _located(model.config, path.parent, f"{place}.config"),
         variant=model.variant,
         dtype=model.dtype,
+        offload=model.offload,
         vae=None if model.vae is None else _located(model.vae, path.parent, f"{place}.vae"),
         width=width,
         height=height,

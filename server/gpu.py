@@ -1,4 +1,4 @@
-"""The one thread that owns every tensor, and the one way to reach it: `await gpu(function, ...)`."""
+"""The two threads beside the event loop's: the one that owns every tensor, and the one that reads models for it."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,21 +9,31 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class GpuThread:
-    """Runs functions one after the other, in the order asked, on a thread of its own.
+class OwnThread:
+    """Runs functions one after the other, in the order asked, on a thread of its own: `await thread(function, ...)`."""
 
-    On a CPU too, loading included: each thread that computes gets OpenMP workers of its own, and once there are more
-    of them than cores, libgomp lets them sleep at every barrier. Each picture took twice as long then.
-    """
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function on the GPU thread; the event loop goes on meanwhile."""
+        """Run a function on the thread; the event loop goes on meanwhile."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
 
     def close(self) -> None:
         """Wait for the work under way and end the thread."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class GpuThread(OwnThread):
+    """The one thread that computes, on a CPU too: two that do take each other's cores (see `pipelines.reading`)."""
+
+    def __init__(self) -> None:
+        super().__init__("gpu")
+
+
+class LoaderThread(OwnThread):
+    """Reads models from the disk, so that nobody's steps wait for it; one at a time, since the disk is one."""
+
+    def __init__(self) -> None:
+        super().__init__("loader")

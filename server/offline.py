@@ -51,7 +51,8 @@ def generate_files(settings: Settings, fields: dict[str, Any], output: Path | No
 async def _make(settings: Settings, order: Order) -> Sequence[Picture | BaseException]:
     """In each image's place its picture, or why there is none."""
     gpu = GpuThread()
-    engine = Engine(pick_device(settings.device), settings.resident_models)
+    device = pick_device(settings.device)
+    engine = await gpu(Engine, device, device.budgets(settings.vram_budget, settings.ram_budget))
     scheduler = Scheduler(engine, gpu, max_rows=settings.max_rows, queue_limit=len(order.requests))
     worker = asyncio.create_task(scheduler.run())
     try:

@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.catalog import ModelEntry
+from pipelines.catalog import ModelEntry, Offload
+from pipelines.errors import NoRoom
 from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
 from pipelines.state import EngineState
@@ -63,7 +64,8 @@ class FakeEngine:
         excess = max(0, len(self.resident) - self.resident_limit + 1)
         for idle in [name for name in self.resident if name not in busy][:excess]:
             self.resident.remove(idle)
-        assert len(self.resident) < self.resident_limit, "the scheduler loaded a model where there was no room"
+        if len(self.resident) >= self.resident_limit:
+            raise NoRoom("There is no room.")
         if entry.name in self.failing:
             raise self.failing[entry.name]
         self.resident.append(entry.identity)
@@ -107,6 +109,7 @@ def entry(name: str = "fake", **changes: Any) -> ModelEntry:
         "config": None,
         "variant": None,
         "dtype": "auto",
+        "offload": Offload.NONE,
         "vae": None,
         "width": 64,
         "height": 64,

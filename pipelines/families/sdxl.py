@@ -9,6 +9,7 @@ from pipelines.catalog import FamilyFacts, ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family
 from pipelines.errors import CheckpointError
 from pipelines.loading import load_pipeline
+from pipelines.progress import Progress, untold
 from pipelines.prompts import Embedding, EmbeddingCache, Text, clip_states, count_tokens
 from pipelines.request import ImageRequest
 from pipelines.samplers import Prediction
@@ -47,10 +48,10 @@ class SDXL(Family):
         self.cache: EmbeddingCache[Text, Embedding] = EmbeddingCache()
 
     @classmethod
-    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "SDXL":
+    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype, progress: Progress = untold) -> "SDXL":
         from diffusers import StableDiffusionXLPipeline
 
-        return cls(entry, load_pipeline(StableDiffusionXLPipeline, entry, dtype), device, dtype)
+        return cls(entry, load_pipeline(StableDiffusionXLPipeline, entry, dtype, progress), device, dtype)
 
     @property
     def modules(self) -> tuple[Any, ...]:

@@ -98,10 +98,8 @@ class Scheduler:
         Raises:
             CheckpointError: it cannot be loaded.
         """
-        busy = self._busy()
-        if len(busy) < self._engine.resident_limit:
-            with suppress(NoRoom):
-                await self._visit(partial(self._engine.load, entry, busy))
+        with suppress(NoRoom):
+            await self._visit(partial(self._engine.load, entry, self._busy()))
 
     async def run(self) -> None:
         """Work until cancelled; then whoever still waits is told so."""
@@ -228,8 +226,6 @@ class Scheduler:
     def _crowded_out(self, busy: Collection[str]) -> set[str]:
         """The models wanted for which there is no room while the busy ones stay."""
         wanted = {ticket.key.model for ticket in self._at(Stage.WAITING)}
-        if len(busy) >= self._engine.resident_limit:
-            return wanted
         return {model for model, others in self._apart if model in wanted and others.issubset(busy)}
 
     def _live(self) -> list[Ticket]:

@@ -13,15 +13,10 @@ T = TypeVar("T")
 
 
 class EngineVerbs(Protocol):
-    """What the scheduler asks of an engine; a list holds a failure in the failed one's place.
-
-    All of it is the GPU thread's, but for `resident_limit`, which never changes.
-    """
+    """What the scheduler asks of an engine, on the GPU thread; a list holds a failure in the failed one's place."""
 
     @property
     def state(self) -> EngineState: ...
-    @property
-    def resident_limit(self) -> int: ...
     def load(self, entry: ModelEntry, busy: set[str]) -> None: ...
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]: ...
     def begin(self, entry: ModelEntry, requests: Sequence[ImageRequest], encoded: Sequence[Any]) -> list[Any]: ...
