@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +20,18 @@ WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
 LINEAR = "linear"
 """The `preview` of a model whose previews are a linear map of its latents, fitted when it is loaded."""
+
+
+class Offload(StrEnum):
+    """What of a model stays in host memory while it is in use, for devices that are too small for all of it.
+
+    MODEL: the text encoders, the denoiser and the VAE are each on the device only while at work.
+    GROUP: the denoiser, too, is there one layer at a time.
+    """
+
+    NONE = "none"
+    MODEL = "model"
+    GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class ModelEntry:
     config: str | None
     variant: str | None
     dtype: str
+    offload: Offload
     vae: str | None
     preview: str
     width: int
@@ -77,7 +91,7 @@ class ModelEntry:
         """The name and, behind an @, what its loaded networks depend on: another identity is another model to load."""
         place = (self.family, self.source, self.revision, self.config, self.variant, self.vae, self.preview, self.stamp)
         levers = replace(self.speed, skip_guidance=0.0)  # that one is a matter of each request
-        way = (self.dtype, self.t5, self.max_sequence_length, levers)
+        way = (self.dtype, self.t5, self.max_sequence_length, levers, self.offload)
         return f"{self.name}@{hashlib.sha256(repr((place, way)).encode()).hexdigest()[:8]}"
 
     @property

@@ -1,23 +1,15 @@
-"""One image in flight, and the contract every family of models keeps."""
+"""One image in flight: what the network is told of it, and the steps its own sampler takes."""
 
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from PIL.Image import Image
 
-from pipelines.catalog import FamilyFacts, ModelEntry
-from pipelines.forward import Forward
-from pipelines.graphs import Inputs
 from pipelines.guidance import guide
-from pipelines.prompts import Embedding, EmbeddingCache, Text
-from pipelines.request import ImageRequest, TokenCount, Wishes, settle
-from pipelines.samplers import SamplerChoice, build, set_timesteps
-from pipelines.speed import quantize, shape_networks, tiles, vae_dtype, warm_up
+from pipelines.prompts import Embedding
+from pipelines.request import ImageRequest, TokenCount
 
 
 @dataclass(frozen=True)
@@ -167,166 +159,3 @@ def _history(sampler: Any) -> dict[str, Any]:
 @cache
 def _draws_noise(sampler_class: Any) -> bool:
     return "generator" in inspect.signature(sampler_class.step).parameters
-
-
-class Family(ABC):
-    """One loaded model. `load` gives it on the CPU and `place` takes it to its device; all else needs it there.
-
-    A module of `pipelines.families` defines one subclass and names its `facts`; nothing else needs to know it.
-    """
-
-    facts: ClassVar[FamilyFacts]
-    pipeline_class: ClassVar[str]
-    """The diffusers pipeline whose checkpoints this family loads."""
-    repeated_blocks: ClassVar[tuple[str, ...]]
-    """The class names of the denoiser's blocks that recur: one of each is compiled, and fp8 is for them."""
-
-    entry: ModelEntry
-    device: torch.device
-    dtype: torch.dtype
-    vae: Any
-    vae_factor: int
-    """How many pixels of a side become one latent."""
-    scheduler_config: Mapping[str, Any]
-    cache: EmbeddingCache[Text, Embedding]
-    forward: Forward | None = None
-    warm: bool = False
-
-    @classmethod
-    def missing(cls, entry: ModelEntry) -> dict[str, None]:
-        """The parts that diffusers must be told an entry's pipeline does without."""
-        return {}
-
-    @classmethod
-    @abstractmethod
-    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "Family":
-        """Load the checkpoint, on the CPU still.
-
-        Raises:
-            CheckpointError: it is missing, damaged or of another family.
-        """
-
-    @abstractmethod
-    def encode(self, requests: Sequence[ImageRequest]) -> list[Conditioning]:
-        """Encode the prompts of many images together."""
-
-    @abstractmethod
-    def begin(self, request: ImageRequest, conditioning: Conditioning) -> Denoising:
-        """Draw an image's first noise and build its sampler."""
-
-    @abstractmethod
-    def inputs(self, batch: Sequence[Denoising]) -> Inputs:
-        """What the denoiser is called with for a batch, the images' rows one after the other."""
-
-    @abstractmethod
-    def network(self, inputs: Inputs) -> torch.Tensor:
-        """The denoiser: inputs of so many rows to their (rows, C, h, w) prediction."""
-
-    @abstractmethod
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode (N, C, h, w) latents to (N, 3, H, W) pixels in -1..1."""
-
-    @abstractmethod
-    def latents_of(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (N, 3, H, W) pixels in -1..1 to the likeliest (N, C, h, w) latents, such as `decode` takes."""
-
-    def decode_precisely(self, latents: torch.Tensor) -> torch.Tensor:
-        """`decode` in float32, for latents on which the VAE overflows in its own dtype, as SDXL's does in float16."""
-        dtype = self.vae.dtype
-        try:
-            self.vae.to(torch.float32)
-            return self.decode(latents)
-        finally:
-            self.vae.to(dtype)
-
-    @property
-    @abstractmethod
-    def denoiser(self) -> Any:
-        """The network that is asked at every step."""
-
-    @property
-    @abstractmethod
-    def modules(self) -> tuple[Any, ...]:
-        """The networks besides the VAE."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """How much memory the weights of all networks take, the VAE's too."""
-        return sum(weight.nbytes for module in (*self.modules, self.vae) for weight in module.parameters())
-
-    def encode_alone(self, request: ImageRequest) -> Conditioning:
-        """Encode without company and without what was kept from any: the same bits each time."""
-        kept, self.cache = self.cache, EmbeddingCache()
-        try:
-            return self.encode([request])[0]
-        finally:
-            self.cache = kept
-
-    def predict(self, batch: Sequence[Denoising]) -> list[torch.Tensor]:
-        """The one network call: a (rows, C, h, w) prediction for each image of the batch."""
-        assert self.forward is not None, "place() was not called"
-        run = self.forward.plainly if batch[0].request.deterministic else self.forward
-        return list(torch.split(run(self.inputs(batch)), [image.rows for image in batch]))
-
-    def place(self) -> None:
-        """Put the networks on the device, for inference, in the dtypes and with the levers they are to run with.
-
-        May be called again after they were moved away, or after it failed for want of memory.
-
-        Raises:
-            CheckpointError: a lever cannot be had.
-        """
-        speed = self.entry.speed
-        shape_networks(self.denoiser, self.repeated_blocks, self.vae, speed, self.device)
-        for module in self.modules:
-            module.requires_grad_(False).eval().to(self.device)
-        self.vae.requires_grad_(False).eval().to(self.device, vae_dtype(self.vae, speed, self.dtype, self.device))
-        if speed.quantize is not None:
-            quantize(self.denoiser, self.repeated_blocks, self.entry.name)
-        self.forward = Forward(self.network, speed, self.device)
-        if speed.compile and not self.warm:
-            warm_up(self.entry, self._try)
-            self.warm = True
-
-    def _try(self, rows: int, width: int, height: int) -> None:
-        """One forward pass like those to come."""
-        wishes = Wishes("warm-up", width=width, height=height, guidance_scale=1.0)
-        request = settle(wishes, self.entry, seed=0)
-        self.predict([self.begin(request, self.encode_alone(request))] * rows)
-
-    def decode_scaled(self, latents: torch.Tensor) -> torch.Tensor:
-        """The VAE itself, tiled where that is wished: (N, C, h, w) latents in its own scale to (N, 3, H, W) pixels."""
-        self.vae.use_tiling = tiles(self.entry.speed, latents.shape[-2] * latents.shape[-1] * self.vae_factor**2)
-        pixels: torch.Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return pixels
-
-    def new_sampler(self, request: ImageRequest) -> Any:
-        """This request's own sampler, from the checkpoint's own scheduler config, its way laid out."""
-        choice = SamplerChoice(request.sampler, request.schedule)
-        sampler = build(choice, self.facts.prediction, self.scheduler_config, request.seed)
-        options = self.sampler_options(sampler, request)
-        set_timesteps(sampler, choice, self.facts.prediction, request.steps, self.device, **options)
-        return sampler
-
-    def sampler_options(self, sampler: Any, request: ImageRequest) -> dict[str, float]:
-        """What a sampler of this family must know of the request besides its steps."""
-        return {}
-
-    def noise(self, request: ImageRequest, channels: int, factor: int) -> tuple[torch.Tensor, torch.Generator]:
-        """A request's first noise, (1, channels, height / factor, width / factor), and its generator.
-
-        Drawn on the CPU in the model's dtype, as diffusers' pipelines do for a CPU generator.
-        """
-        generator = torch.Generator("cpu").manual_seed(request.seed)
-        shape = (1, channels, request.height // factor, request.width // factor)
-        noise = torch.randn(shape, generator=generator, dtype=self.dtype)
-        return noise.to(self.device), generator
-
-
-def to_pictures(pixels: torch.Tensor) -> list[Image]:
-    """Turn (N, 3, H, W) pixels in -1..1 into RGB pictures, rounding as diffusers' image processor does."""
-    import PIL.Image
-
-    # Rounded before they leave the device: a byte a channel is a quarter of what there is to wait for.
-    values = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [PIL.Image.fromarray(value) for value in values]

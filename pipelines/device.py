@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipelines.budgets import AUTO_RAM, AUTO_VRAM, Budgets, budget_bytes, machine_memory
 from pipelines.errors import DeviceError, DeviceLost
 
 log = logging.getLogger(__name__)
@@ -15,21 +16,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Device:
-    """A device, its name for people, and the dtype that is quickest on it without harm to the picture."""
+    """A device, its name for people, and the dtype that is quickest on it without harm to the picture.
+
+    `own_memory` says whether its memory is apart from the host's; where it is not, parking a model would save nothing.
+    """
 
     torch_device: torch.device
     name: str
     dtype: torch.dtype
-    memory_bytes: int | None
+    memory_bytes: int
+    own_memory: bool
 
     def dtype_for(self, wanted: str) -> torch.dtype:
         """The torch dtype of a catalogue entry's `dtype`."""
         dtype: torch.dtype = self.dtype if wanted == "auto" else getattr(torch, wanted)
         return dtype
 
+    def budgets(self, vram: str = "auto", ram: str = "auto") -> Budgets:
+        """What the two settings come to here; with one memory for both, nothing is left for parked models.
+
+        Raises:
+            ValueError: a setting is not written like "12GB", "800MB", "80%" or "auto".
+        """
+        parked = budget_bytes(ram, machine_memory(), AUTO_RAM)
+        return Budgets(budget_bytes(vram, self.memory_bytes, AUTO_VRAM), parked if self.own_memory else 0)
+
     def __str__(self) -> str:
-        memory = f", {self.memory_bytes / 2**30:.0f} GiB" if self.memory_bytes else ""
-        return f"{self.name} ({self.torch_device.type}{memory}, {str(self.dtype).removeprefix('torch.')})"
+        memory = f"{self.memory_bytes / 2**30:.0f} GiB"
+        return f"{self.name} ({self.torch_device.type}, {memory}, {str(self.dtype).removeprefix('torch.')})"
 
 
 def synchronize(device: torch.device) -> None:
@@ -111,13 +125,13 @@ def _cuda(wanted: str) -> Device:
     device = torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted)
     properties = torch.cuda.get_device_properties(device)
     dtype = torch.bfloat16 if properties.major >= 8 else torch.float16
-    return Device(device, properties.name, dtype, properties.total_memory)
+    return Device(device, properties.name, dtype, properties.total_memory, own_memory=not properties.is_integrated)
 
 
 def _mps(wanted: str) -> Device:
-    return Device(torch.device("mps"), "Apple GPU", torch.float16, None)
+    return Device(torch.device("mps"), "Apple GPU", torch.float16, torch.mps.recommended_max_memory(), own_memory=False)
 
 
 def _cpu(wanted: str) -> Device:
     threads = torch.get_num_threads()
-    return Device(torch.device("cpu"), f"CPU, {threads} threads", torch.float32, None)
+    return Device(torch.device("cpu"), f"CPU, {threads} threads", torch.float32, machine_memory(), own_memory=False)

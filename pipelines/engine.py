@@ -1,7 +1,8 @@
 """The engine: the verbs a scheduler may ask of the GPU thread. It knows no family and no policy.
 
-encode -> begin -> step, step, step -> finish, and a preview between any two steps. One image's failure is a value in
-that image's place, so its neighbours never notice.
+encode -> begin -> step, step, step -> finish, and a preview between any two steps, once the model is there: make_room
+-> read -> place, of which `read`, the long one, is for another thread. One image's failure is a value in that image's
+place, so its neighbours never notice.
 """
 
 import logging
@@ -15,17 +16,21 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from PIL.Image import Image
 
+from pipelines.budgets import Budgets
 from pipelines.catalog import ModelEntry
-from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
+from pipelines.decoding import decode
+from pipelines.denoising import Conditioning, Denoising
 from pipelines.device import Device, raise_if_lost, repeatable, synchronize
-from pipelines.errors import ImageTooLarge, NotANumber, PreviewFailed
-from pipelines.families import families
+from pipelines.errors import ImageTooLarge, PreviewFailed
+from pipelines.family import Family
 from pipelines.fitting import Fitting
 from pipelines.isolation import Isolation
 from pipelines.loading import quiet_libraries
 from pipelines.preview import Previewer, clean_latents, draw, new_previewer
 from pipelines.profile import Profile
 from pipelines.profiling import profile_of
+from pipelines.progress import LoadStage, Progress, untold
+from pipelines.reading import Reader
 from pipelines.request import BatchKey, ImageRequest
 from pipelines.residency import Residency, free_memory
 from pipelines.speed import keep_compiled
@@ -54,19 +59,20 @@ def _verb(function: Callable[Concatenate["Engine", P], T]) -> Callable[Concatena
 
 
 class Engine:
-    """Everything that touches tensors. Call its methods from one thread only.
+    """Everything that touches tensors. Build it on the thread that calls it, the only one that may; except for `read`.
 
     Args:
         device: from `pick_device`.
-        resident_models: how many models may be loaded at once.
+        budgets: from `device.budgets`; by default what "auto" comes to.
         folder: keeps what is learnt for the next start, models' measured profiles and compiled code; None keeps none.
     """
 
-    def __init__(self, device: Device, resident_models: int = 2, folder: Path | None = None) -> None:
+    def __init__(self, device: Device, budgets: Budgets | None = None, folder: Path | None = None) -> None:
         self.device = device
         self._profiles = folder and folder / "profiles"
-        self._residency = Residency(device, resident_models)
-        # A model that is evicted takes its previewer with it.
+        self._reader = Reader(device)
+        self._residency = Residency(device, budgets or device.budgets())
+        # A model that is forgotten takes its previewer with it.
         self._previewers: WeakKeyDictionary[Family, Previewer | None] = WeakKeyDictionary()
         self._fitting = Fitting()
         self._begun: list[tuple[ref[Denoising], str]] = []
@@ -77,40 +83,76 @@ class Engine:
     @property
     def state(self) -> EngineState:
         """What there is to know of it now."""
-        return EngineState(resident=self._residency.resident, row_caps=self._fitting.row_caps)
+        models = self._residency
+        return EngineState(models.resident, models.parked, self._fitting.row_caps, models.weight_bytes)
 
     def family(self, entry: ModelEntry) -> Family:
         """A loaded model's networks, for whoever measures or compares them."""
         return self._residency.get(entry)
 
-    @_verb
-    def read(self, entry: ModelEntry, progress: Callable[[str, float], None]) -> Family:
-        """Read a model's files into host memory, on any thread."""
-        return families()[entry.family].load(entry, self.device.torch_device, self.device.dtype_for(entry.dtype))
+    def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
+        """All of a load in one, for callers with a single thread.
+
+        Raises:
+            CheckpointError, NoRoom: as of `read` and `place`.
+        """
+        self.make_room(entry, busy)
+        self.place(entry, None if self._residency.holds(entry) else self.read(entry), busy)
 
     @_verb
-    def place(self, entry: ModelEntry, family: Family | None, busy: Collection[str] = ()) -> None:
+    def make_room(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
+        """Before a model is read: where the device's memory is the host's, idle ones that it will replace go first.
+
+        Elsewhere, and for a model in memory or not downloaded yet, nothing is done: `place` makes the room.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or is larger than the whole budget.
+            NoRoom: it will not fit beside the busy models.
+        """
+        if not self.device.own_memory and not self._residency.holds(entry):
+            self._residency.make_room(entry, self._reader.expected_bytes(entry), busy)
+
+    @_verb
+    def read(self, entry: ModelEntry, progress: Progress = untold) -> Family:
+        """Check, download if need be, and read a model into host memory. On any thread: it touches nothing shared.
+
+        A thread that is not the engine's own is set to compute alone, for good (see `Reader`).
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        return self._reader.read(entry, progress)
+
+    @_verb
+    def place(
+        self, entry: ModelEntry, family: Family | None, busy: Collection[str] = (), progress: Progress = untold
+    ) -> None:
+        """Have a model on the device, parking or evicting idle ones where the budgets want it; mark it as used.
+
+        Args:
+            family: as read; None for a model that is there already, or parked.
+            busy: the identities of the models that must stay.
+
+        Raises:
+            CheckpointError: it is larger than the whole budget, or than the device.
+            NoRoom: it does not fit beside the busy models; if it is parked now, it need not be read again.
+            NotRead: None was given, and the model is neither there nor parked.
+        """
+        if self.device.torch_device.type == "cuda":
+            torch.cuda.set_device(self.device.torch_device)  # it belongs to a thread, and this is the one
+        progress(LoadStage.PLACING, 0.0)
         self._residency.place(entry, family, busy)
+        self._previewer(self._residency.get(entry))
+        progress(LoadStage.PLACING, 1.0)
 
     def unload(self, identity: str) -> None:
+        """Forget a model, on the device and in host memory; the caller sees to it that nobody uses it."""
         self._residency.unload(identity)
 
     @_verb
     def measure(self, entry: ModelEntry) -> Profile:
         """What a loaded model's work costs here: measured, or remembered from when it was."""
         return profile_of(self._residency.get(entry), self.device, self._profiles)
-
-    @_verb
-    def load(self, entry: ModelEntry, busy: Collection[str] = ()) -> None:
-        """Load a model if it isn't, evicting idle ones over the limit.
-
-        Raises:
-            CheckpointError: it cannot be loaded.
-        """
-        if self.device.torch_device.type == "cuda":
-            torch.cuda.set_device(self.device.torch_device)  # it belongs to a thread, and this is the one
-        self._residency.load(entry, busy)
-        self._previewer(self._residency.get(entry))
 
     @_verb
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
@@ -162,7 +204,7 @@ class Engine:
         """Decode finished images of one size together; in each place the RGB picture, or why there is none."""
         family = self._residency.get(entry)
         with self._as_wished(batch):
-            outcomes = self._isolation(entry).run(batch, lambda images: _decode(family, images))
+            outcomes = self._isolation(entry).run(batch, lambda images: decode(family, images))
         if any(isinstance(outcome, Image) for outcome in outcomes):
             self._fitting.finished(BatchKey.of(entry, batch[0].request))
         return outcomes
@@ -227,7 +269,7 @@ class Engine:
         self._residency.forget_prompts()
         free_memory(self.device.torch_device)
         yield
-        while self._residency.evict({entry.identity, *self._busy()}):
+        while self._residency.leave({entry.identity, *self._busy()}):
             yield
 
     def _busy(self) -> set[str]:
@@ -238,33 +280,3 @@ class Engine:
 
 def _rows(images: Sequence[Denoising]) -> int:
     return sum(image.rows for image in images)
-
-
-def _decode(family: Family, images: Sequence[Denoising]) -> list[Image | Exception]:
-    """Only sound latents are decoded; pixels that overflowed in the VAE's own dtype get a second try in float32."""
-    latents = torch.cat([image.latents for image in images])
-    sound = _finite(latents)
-    outcomes: list[Image | Exception] = [NotANumber(_NOT_A_NUMBER) for _ in images]
-    places = [place for place, good in enumerate(sound) if good]
-    if not places:
-        return outcomes
-    pixels = family.decode(latents if all(sound) else latents[places])
-    overflown = [row for row, good in enumerate(_finite(pixels)) if not good]
-    if overflown and family.vae.dtype != torch.float32:
-        pixels = pixels.float()
-        pixels[overflown] = family.decode_precisely(latents[[places[row] for row in overflown]])
-        overflown = [row for row, good in enumerate(_finite(pixels)) if not good]
-    pictures = to_pictures(torch.nan_to_num(pixels) if overflown else pixels)
-    for row, (place, picture) in enumerate(zip(places, pictures, strict=True)):
-        if row not in overflown:
-            outcomes[place] = picture
-    return outcomes
-
-
-_NOT_A_NUMBER = 'the picture came out as not-a-number; try dtype = "float32" or another VAE for this model.'
-
-
-def _finite(values: torch.Tensor) -> list[bool]:
-    """For each row whether all of it is finite."""
-    rows: list[bool] = torch.isfinite(values).flatten(1).all(dim=1).tolist()
-    return rows

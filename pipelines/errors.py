@@ -8,6 +8,7 @@ PipelineError
 │   └── IncompleteCheckpoint   files of it are not there
 ├── NotHashed             a file's hash is not known, and it was not to be read
 ├── NoRoom                a model does not fit beside those at work, and may once they are done
+├── NotRead               a model that was thought to be in memory must be read first
 ├── InvalidRequest        one field of a request breaks a rule
 │   └── UnknownModel      the model named is not in the catalogue
 ├── PreviewFailed         there is no preview of a picture; the picture itself goes on
@@ -47,6 +48,10 @@ class NotHashed(PipelineError):
 
 class NoRoom(PipelineError):
     """The device lacks the memory for another model while others are at work on it."""
+
+
+class NotRead(PipelineError):
+    """A model is neither on the device nor parked in host memory."""
 
 
 class InvalidRequest(PipelineError):

@@ -10,9 +10,12 @@ import torch
 
 from pipelines.catalog import ModelEntry
 from pipelines.checkpoint import inspect_checkpoint, inspect_index, parts_lacking, weight_files
+from pipelines.completeness import refuse_gaps, refuse_incomplete, refuse_unfilled
+from pipelines.default_dtype import own_default_dtype
 from pipelines.errors import CheckpointError
 from pipelines.headers import read_header
-from pipelines.layouts import UNUSED
+from pipelines.layouts import UNUSED, WEIGHTED
+from pipelines.progress import LoadStage, Progress, read_through, untold
 from pipelines.sources import decoder_files, preview_files, vae_files
 
 log = logging.getLogger(__name__)
@@ -21,13 +24,16 @@ _TEXTS = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 """What a pipeline is configured with: everything but its weights."""
 
 
-def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **components: Any) -> Any:
-    """Load an entry's diffusers pipeline on the CPU.
+def load_pipeline(
+    pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, progress: Progress = untold, **components: Any
+) -> Any:
+    """Load an entry's diffusers pipeline on the CPU. On any thread, beside the one that computes.
 
     Args:
         pipeline_class: the concrete diffusers class, such as StableDiffusionXLPipeline.
         entry: where the checkpoint lies; a local one, or one in the hub's cache, opens no connection.
         dtype: of the weights.
+        progress: told the stages up to READING.
         components: given in place of the checkpoint's own; None leaves one out.
 
     Raises:
@@ -37,8 +43,10 @@ def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **
     components = dict.fromkeys(UNUSED) | components
     try:
         load = _load_single_file if entry.single_file else _load_folder
-        pipeline = load(pipeline_class, entry, dtype, components)
-        _refuse_unfilled(pipeline)
+        progress(LoadStage.CHECKING, 0.0)
+        with own_default_dtype():
+            pipeline = load(pipeline_class, entry, dtype, progress, components)
+        refuse_unfilled(pipeline)
         _read_in(pipeline)
         return pipeline
     except CheckpointError:
@@ -49,7 +57,9 @@ def load_pipeline(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, **
         raise CheckpointError(f"model {entry.name!r} cannot be loaded: {reason}") from error
 
 
-def _load_folder(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, components: dict[str, Any]) -> Any:
+def _load_folder(
+    pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, progress: Progress, components: dict[str, Any]
+) -> Any:
     left_out = {*components, *entry.left_out}
     name = pipeline_class.__name__
     if entry.local is not None:
@@ -64,35 +74,44 @@ def _load_folder(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, com
             use_safetensors=True,
             **dict.fromkeys(left_out),
         )
-        folder = _from_hub(download, lambda path: inspect_checkpoint(path, name, entry.variant, left_out))
+        folder = _from_hub(download, lambda path: inspect_checkpoint(path, name, entry.variant, left_out), progress)
         if entry.vae is not None and entry.vae.endswith(".safetensors"):
-            _fetch_vae_config(entry, folder)
-    given = _override_vae(entry, folder, dtype) | components
+            _fetch_vae_config(entry, folder, progress)
+    given = _override_vae(entry, folder, dtype, progress) | components
+    index = inspect_index(folder, name, left_out)
+    parts = [part for part in WEIGHTED if part not in given and (index.get(part) or [None])[0]]
+    progress(LoadStage.CHECKING, 1.0)
+    read_through([file for part in parts for file in weight_files(folder / part, part, entry.variant)], progress)
     pipeline = pipeline_class.from_pretrained(
         str(folder), dtype=dtype, variant=entry.variant, use_safetensors=True, local_files_only=True, **given
     )
-    for component in pipeline.components.keys() - given.keys():
-        _refuse_incomplete(pipeline, component, folder, entry.variant)
+    for part in parts:
+        refuse_incomplete(pipeline, part, folder, entry.variant)
     return pipeline
 
 
-def _load_single_file(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, components: dict[str, Any]) -> Any:
+def _load_single_file(
+    pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype, progress: Progress, components: dict[str, Any]
+) -> Any:
     """A file in the original layout; what it does not hold, and every configuration, comes from the `config` folder."""
     file = Path(entry.source)
     inspect_checkpoint(file, pipeline_class.__name__)
     lacking = [part for part in parts_lacking(file, pipeline_class.__name__) if part not in components]
     lacking = [part for part in lacking if part not in entry.left_out]
-    folder = _config_folder(pipeline_class, entry, lacking)
+    folder = _config_folder(pipeline_class, entry, lacking, progress)
     index = inspect_index(folder, pipeline_class.__name__, {*components, *entry.left_out})
-    given = _override_vae(entry, folder, dtype) | components
+    given = _override_vae(entry, folder, dtype, progress) | components
+    lacking = [part for part in lacking if index.get(part, [None])[0] is not None]
+    progress(LoadStage.CHECKING, 1.0)
+    others = [other for part in lacking for other in weight_files(folder / part, part, entry.variant)]
+    read_through([file, *others], progress)
     for part in lacking:
-        if index.get(part, [None])[0] is not None:
-            given[part] = _load_part(index[part], folder, part, entry, dtype)
+        given[part] = _load_part(index[part], folder, part, entry, dtype)
     pipeline = pipeline_class.from_single_file(
         entry.source, config=str(folder), dtype=dtype, local_files_only=True, **given
     )
     for part in lacking:
-        _refuse_incomplete(pipeline, part, folder, entry.variant)
+        refuse_incomplete(pipeline, part, folder, entry.variant)
     for module in pipeline.components.values():
         if hasattr(module, "tie_weights"):
             # T5's embedding has two names and the file one of them; diffusers leaves the other without values.
@@ -100,7 +119,7 @@ def _load_single_file(pipeline_class: Any, entry: ModelEntry, dtype: torch.dtype
     return pipeline
 
 
-def _config_folder(pipeline_class: Any, entry: ModelEntry, lacking: list[str]) -> Path:
+def _config_folder(pipeline_class: Any, entry: ModelEntry, lacking: list[str], progress: Progress) -> Path:
     """The diffusers folder that a single file is configured by, with the weights of the parts it lacks."""
     assert entry.config is not None, "the catalogue refuses a single file without one"
 
@@ -118,7 +137,7 @@ def _config_folder(pipeline_class: Any, entry: ModelEntry, lacking: list[str]) -
     middle = f".{entry.variant}" if entry.variant else ""
     weights = [f"{part}/*model{middle}{ending}" for part in lacking for ending in (".safetensors", "-*.safetensors")]
     download = partial(snapshot_download, entry.config, allow_patterns=[*_TEXTS, *weights])
-    return _from_hub(download, check)
+    return _from_hub(download, check, progress)
 
 
 def _check_part(place: Path, part: str, entry: ModelEntry) -> None:
@@ -145,7 +164,7 @@ def _load_part(named: list[str], folder: Path, part: str, entry: ModelEntry, dty
     )
 
 
-def _override_vae(entry: ModelEntry, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def _override_vae(entry: ModelEntry, folder: Path, dtype: torch.dtype, progress: Progress) -> dict[str, Any]:
     """The VAE that an entry names in place of the checkpoint's own; as a single file, configured as that one is."""
     from diffusers import AutoencoderKL
 
@@ -165,25 +184,28 @@ def _override_vae(entry: ModelEntry, folder: Path, dtype: torch.dtype) -> dict[s
         try:
             vae = fetch(local_files_only=True)
         except OSError:  # not in the hub's cache yet
+            progress(LoadStage.DOWNLOADING, 0.0)
             vae = fetch()
+            progress(LoadStage.DOWNLOADING, 1.0)
     return {"vae": vae}
 
 
-def _fetch_vae_config(entry: ModelEntry, folder: Path) -> None:
+def _fetch_vae_config(entry: ModelEntry, folder: Path, progress: Progress) -> None:
     """A VAE in one file is configured as the checkpoint's own, of which nothing else is downloaded."""
     from huggingface_hub import hf_hub_download
 
     # The cache names a snapshot's folder by its commit; the branch may have moved on since.
     fetch = partial(hf_hub_download, entry.source, "vae/config.json", revision=folder.name)
-    _from_hub(fetch, lambda file: None)
+    _from_hub(fetch, lambda file: None, progress)
 
 
-def _from_hub(fetch: Callable[..., Any], check: Callable[[Path], object]) -> Path:
+def _from_hub(fetch: Callable[..., Any], check: Callable[[Path], object], progress: Progress) -> Path:
     """A hub repository's folder in the cache, checked; it is downloaded if it isn't there, or not all of it."""
     try:
         folder = Path(fetch(local_files_only=True))
         check(folder)
     except (OSError, CheckpointError) as lacking:
+        progress(LoadStage.DOWNLOADING, 0.0)
         try:
             folder = Path(fetch(local_files_only=False))
         except OSError as unreachable:
@@ -194,40 +216,9 @@ def _from_hub(fetch: Callable[..., Any], check: Callable[[Path], object]) -> Pat
                 "it is not in the hub's cache and cannot be fetched; check the id's spelling, the connection and, where"
                 " a licence must be accepted first, HF_TOKEN."
             ) from unreachable
+        progress(LoadStage.DOWNLOADING, 1.0)
         check(folder)
     return folder
-
-
-def _refuse_incomplete(pipeline: Any, component: str, folder: Path, variant: str | None) -> None:
-    """Refuse weights with tensors missing: the libraries would fill the gap with noise and say so in a log only.
-
-    Counted, not compared by name, since the libraries rename tensors between versions.
-    """
-    module = getattr(pipeline, component)
-    if not isinstance(module, torch.nn.Module):
-        return
-    _refuse_gaps(module, folder / component, weight_files(folder / component, component, variant))
-
-
-def _refuse_gaps(module: torch.nn.Module, place: Path, files: list[Path]) -> None:
-    names = {name for file in files for name in read_header(file) if not name.endswith("position_ids")}
-    needed = len(list(module.parameters()))
-    if len(names) < needed:
-        raise CheckpointError(
-            f"{place} holds {len(names)} tensors, and its config.json describes a network of {needed}; fetch it again."
-        )
-
-
-def _refuse_unfilled(pipeline: Any) -> None:
-    """Refuse a network of which the checkpoint did not fill every weight."""
-    for component, module in pipeline.components.items():
-        if isinstance(module, torch.nn.Module):
-            unfilled = [name for name, weight in module.named_parameters() if weight.is_meta]
-            if unfilled:
-                raise CheckpointError(
-                    f"the checkpoint holds no {component}.{unfilled[0]} ({len(unfilled)} tensors are missing); fetch it"
-                    " again, and check that its configuration is that of its network."
-                )
 
 
 def load_preview_decoder(entry: ModelEntry, channels: int, dtype: torch.dtype) -> Any:
@@ -246,12 +237,13 @@ def load_preview_decoder(entry: ModelEntry, channels: int, dtype: torch.dtype) -
     folder = Path(entry.preview)
     if not files:
         wanted = ["config.json", "diffusion_pytorch_model.safetensors"]
-        folder = _from_hub(partial(snapshot_download, entry.preview, allow_patterns=wanted), decoder_files)
+        download = partial(snapshot_download, entry.preview, allow_patterns=wanted)
+        folder = _from_hub(download, decoder_files, untold)
         files = decoder_files(folder)
     for file in files:
         read_header(file)
     decoder = AutoencoderTiny.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
-    _refuse_gaps(decoder, folder, files)
+    refuse_gaps(decoder, folder, files)
     if decoder.config.latent_channels != channels:
         raise CheckpointError(
             f"{folder} decodes latents of {decoder.config.latent_channels} channels, and those of model {entry.name!r}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pipelines.catalog import LINEAR, WEIGHT_SUFFIXES, Catalog, FamilyFacts, Look, ModelEntry
+from pipelines.catalog import LINEAR, WEIGHT_SUFFIXES, Catalog, FamilyFacts, Look, ModelEntry, Offload
 from pipelines.errors import CatalogError, InvalidRequest
 from pipelines.levers_toml import read_presets, read_speed
 from pipelines.samplers import Prediction, SamplerChoice, check_steps, choose
@@ -37,6 +37,7 @@ class _Model(msgspec.Struct, forbid_unknown_fields=True):
     config: str | None = None
     variant: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    offload: Offload = Offload.NONE
     vae: str | None = None
     preview: str = LINEAR
     size: str | None = None
@@ -139,6 +140,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
         config=None if model.config is None else _located(model.config, path.parent, f"{place}.config"),
         variant=model.variant,
         dtype=model.dtype,
+        offload=model.offload,
         vae=None if model.vae is None else _located(model.vae, path.parent, f"{place}.vae"),
         preview=_preview(model.preview, path.parent, f"{place}.preview"),
         width=width,
@@ -162,6 +164,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
     _check_ranges(entry, place)
     _check_sizes(entry, place)
     _check_source(entry, place)
+    _check_offload(entry, place)
     return replace(entry, stamp=stamp_of(entry))
 
 
@@ -221,6 +224,16 @@ def _check_sizes(entry: ModelEntry, place: str) -> None:
                 raise CatalogError(
                     f"{place}.{key}: {written} is beyond max_side {entry.max_side} or max_pixels {entry.max_pixels}."
                 )
+
+
+def _check_offload(entry: ModelEntry, place: str) -> None:
+    """Levers that need a network's weights to stay where they are."""
+    for lever in ("compile", "cuda_graphs", "quantize"):
+        if entry.offload is not Offload.NONE and getattr(entry.speed, lever):
+            raise CatalogError(
+                f"{place}.speed.{lever}: it needs the weights to stay on the device, and offload ="
+                f' "{entry.offload}" moves them; leave one of the two out.'
+            )
 
 
 def _check_source(entry: ModelEntry, place: str) -> None:

@@ -12,8 +12,9 @@ from PIL.Image import Image
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from pipelines.catalog import LINEAR
-from pipelines.denoising import Answer, Denoising, Family
+from pipelines.denoising import Answer, Denoising
 from pipelines.errors import PreviewFailed
+from pipelines.family import Family
 from pipelines.loading import load_preview_decoder
 from pipelines.samplers import Prediction
 

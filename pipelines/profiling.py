@@ -15,8 +15,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.denoising import Denoising, Family
+from pipelines.denoising import Denoising
 from pipelines.device import Device, is_out_of_memory, synchronize
+from pipelines.family import Family
 from pipelines.profile import Point, Profile, curve_of, fit_flops
 from pipelines.request import ImageRequest
 

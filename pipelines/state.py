@@ -14,7 +14,7 @@ class EngineState:
         resident: the identities of the models on the device, the one used longest ago first.
         parked: the identities of those kept in host memory, ready to return.
         row_caps: the most rows a key's forward pass is known to have memory for; a key that never lacked any is absent.
-        weight_bytes: what each of these models' weights take, by identity.
+        weight_bytes: what each of these models' weights take on the device when it is there, by identity.
     """
 
     resident: tuple[str, ...] = ()

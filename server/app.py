@@ -91,6 +91,7 @@ async def _services(
             max_rows=settings.max_rows,
             queue_limit=settings.queue_limit,
             queue_seconds=settings.queue_seconds,
+            idle_seconds=60 * settings.idle_unload,
         )
         weights = WeightHashes(settings.data / CACHE_NAME)
         jobs = Jobs(database, settings.data, scheduler, weights)

@@ -1,4 +1,4 @@
-"""The threads that work for the event loop: one owns every tensor, one reads models' files."""
+"""The threads beside the event loop's: the one that owns every tensor, and the one that reads models for it."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class Work:
 class WorkerThread:
     """Runs functions one after the other, in the order asked, on a thread of its own.
 
-    One thread does all computing, on a CPU too: each thread that computes gets OpenMP workers of its own, and once
-    there are more of them than cores, libgomp lets them sleep at every barrier. Each picture took twice as long then.
+    One of them, "gpu", does all computing, on a CPU too: two that do take each other's cores (see `pipelines.reading`).
+    The other, "loader", reads models from the disk, so that nobody's steps wait for it.
 
     Attributes:
         present: what runs now, None between two pieces of work. The thread writes it and the event loop reads it.

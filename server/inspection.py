@@ -1,11 +1,13 @@
 """What `darkroom models` and `darkroom doctor` say: looking at the machine without changing it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipelines.catalog import Catalog, ModelEntry
+from pipelines.budgets import gigabytes
+from pipelines.catalog import Catalog, ModelEntry, Offload
 from pipelines.checkpoint import CheckpointSize
 from pipelines.errors import CatalogError, CheckpointError, DeviceError, PipelineError
 from pipelines.hashing import CACHE_NAME, FileHashes, model_hash
@@ -14,8 +16,10 @@ from pipelines.sources import inspect_entry
 from server.settings import Settings
 from storage.schema import inspect_database
 
+if TYPE_CHECKING:
+    from pipelines.device import Device
+
 MIN_FREE_BYTES = 500 * 2**20
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,13 @@ def model_lines(settings: Settings) -> Iterator[str]:
 
     Raises:
         CatalogError: models.toml cannot be used.
+        DeviceError: the device asked for is not here.
     """
+    from pipelines.device import pick_device
     from pipelines.families import families, family_facts
 
+    device = pick_device(settings.device)
+    budget = device.budgets(settings.vram_budget).vram
     catalog = load_catalog(settings.models, family_facts())
     hashes = FileHashes(settings.data / CACHE_NAME)
     yield f"catalogue: {catalog.path}"
@@ -52,38 +60,44 @@ def model_lines(settings: Settings) -> Iterator[str]:
             yield f"  aliases  {', '.join(entry.aliases)}"
         if entry.license:
             yield f"  license  {entry.license}"
-        yield f"  on disk  {_on_disk(entry, families()[entry.family].pipeline_class)}"
+        yield f"  on disk  {_on_disk(entry, families()[entry.family].pipeline_class, device, budget)}"
         with suppress(PipelineError):  # not hashed yet, or not whole, which the line above says
             yield f"  hash     {model_hash(entry, hashes.recall)}"
 
 
-def _on_disk(entry: ModelEntry, pipeline_class: str) -> str:
+def _on_disk(entry: ModelEntry, pipeline_class: str, device: "Device", budget: int) -> str:
     try:
         size = inspect_entry(entry, pipeline_class)
     except CheckpointError as error:
         return f"unusable: {error}"
     if size is None:
         return "no; it is downloaded when the model is first loaded"
-    return f"{_gigabytes(size.disk_bytes)} in {size.files} files; {_memory(entry, size)}"
+    needs, too_large = _needs(entry, size, device, budget)
+    return f"{gigabytes(size.disk_bytes)} in {size.files} files; {needs}{', too much' if too_large else ''}"
 
 
-def _memory(entry: ModelEntry, size: CheckpointSize) -> str:
-    if entry.dtype != "auto":
-        return f"needs {_gigabytes(size.parameters * _BYTES[entry.dtype])} of memory in {entry.dtype}"
-    half, full = size.parameters * 2, size.parameters * 4
-    return f"needs {_gigabytes(half)} of memory on a GPU, {_gigabytes(full)} on a CPU"
+def _needs(entry: ModelEntry, size: CheckpointSize, device: "Device", budget: int) -> tuple[str, bool]:
+    """What a model's weights need of the budget, in words, and whether that is known to be too much."""
+    dtype = device.dtype_for(entry.dtype)
+    needed = size.parameters * dtype.itemsize
+    part = device.own_memory and entry.offload is not Offload.NONE
+    share = f'a part at a time of its {gigabytes(needed)} (offload = "{entry.offload}")' if part else gigabytes(needed)
+    words = f"needs {share} in {str(dtype).removeprefix('torch.')}, of {gigabytes(budget)} for all models"
+    return words, needed > budget and not part
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything a server needs, in the order in which it needs it."""
-    yield from _torch(settings)
+    device = yield from _torch(settings)
     yield _memory_of_machine()
+    if device is not None:
+        yield _budgets(settings, device)
     yield _disk(settings)
-    yield from _models(settings)
+    yield from _models(settings, device)
     yield _database(settings)
 
 
-def _torch(settings: Settings) -> Iterator[Finding]:
+def _torch(settings: Settings) -> Generator[Finding, None, "Device | None"]:
     import diffusers
     import torch
     import transformers
@@ -96,7 +110,7 @@ def _torch(settings: Settings) -> Iterator[Finding]:
         device = pick_device(settings.device)
     except DeviceError as error:
         yield Finding("device", settings.device, f"{error} Set DARKROOM_DEVICE=auto.")
-        return
+        return None
     yield Finding("device", str(device))
     if device.torch_device.type == "cpu" and shutil.which("nvidia-smi"):
         yield Finding(
@@ -106,13 +120,24 @@ def _torch(settings: Settings) -> Iterator[Finding]:
         )
     elif device.torch_device.type == "cuda":
         yield Finding("driver", f"CUDA {torch.version.cuda}")
+    return device
+
+
+def _budgets(settings: Settings, device: "Device") -> Finding:
+    budgets = device.budgets(settings.vram_budget, settings.ram_budget)
+    parked = f"{gigabytes(budgets.ram)} for parked ones" if device.own_memory else "none is parked: there is one memory"
+    idle = f"; unloaded after {settings.idle_unload} idle minutes" if settings.idle_unload else ""
+    problem = None
+    if budgets.vram > device.memory_bytes:
+        problem = f"the device has {gigabytes(device.memory_bytes)}; lower DARKROOM_VRAM_BUDGET."
+    return Finding("budgets", f"{gigabytes(budgets.vram)} for models at work, {parked}{idle}", problem)
 
 
 def _memory_of_machine() -> Finding:
     import psutil
 
     memory = psutil.virtual_memory()
-    seen = f"{_gigabytes(memory.available)} free of {_gigabytes(memory.total)}"
+    seen = f"{gigabytes(memory.available)} free of {gigabytes(memory.total)}"
     problem = None if memory.available > 2 * 2**30 else "less than 2 GB of memory is free; close other programs."
     return Finding("memory", seen, problem)
 
@@ -123,10 +148,10 @@ def _disk(settings: Settings) -> Finding:
         place = place.parent
     free = shutil.disk_usage(place).free
     problem = None if free > MIN_FREE_BYTES else "free some space, or set DARKROOM_DATA to a folder elsewhere."
-    return Finding("disk", f"{_gigabytes(free)} free for {settings.data.absolute()}", problem)
+    return Finding("disk", f"{gigabytes(free)} free for {settings.data.absolute()}", problem)
 
 
-def _models(settings: Settings) -> Iterator[Finding]:
+def _models(settings: Settings, device: "Device | None") -> Iterator[Finding]:
     from pipelines.families import families, family_facts
 
     try:
@@ -143,8 +168,19 @@ def _models(settings: Settings) -> Iterator[Finding]:
         except CheckpointError as error:
             yield Finding(f"model {entry.name}", "cannot be loaded", str(error))
             continue
-        there = f"{entry.source} is downloaded when it is first loaded"
-        yield Finding(f"model {entry.name}", f"{_gigabytes(size.disk_bytes)}, whole and safe" if size else there)
+        yield _model(entry, size, device, settings)
+
+
+def _model(entry: ModelEntry, size: CheckpointSize | None, device: "Device | None", settings: Settings) -> Finding:
+    if size is None:
+        return Finding(f"model {entry.name}", f"{entry.source} is downloaded when it is first loaded")
+    seen = f"{gigabytes(size.disk_bytes)}, whole and safe"
+    if device is None:
+        return Finding(f"model {entry.name}", seen)
+    needs, too_large = _needs(entry, size, device, device.budgets(settings.vram_budget).vram)
+    offload = ', offload = "model" or "group"' if device.own_memory else ""
+    remedy = f"set a smaller dtype or variant{offload} in models.toml, or raise DARKROOM_VRAM_BUDGET."
+    return Finding(f"model {entry.name}", f"{seen}; {needs}", remedy if too_large else None)
 
 
 def _database(settings: Settings) -> Finding:
@@ -156,7 +192,3 @@ def _database(settings: Settings) -> Finding:
         return Finding("database", f"{report.path} is damaged: {report.quick_check}", "put a good copy in its place.")
     migration = "" if report.revision == report.head else f", to be migrated to {report.head} at the next start"
     return Finding("database", f"{report.path}, revision {report.revision}{migration}, sound ({sqlite})")
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

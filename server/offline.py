@@ -67,7 +67,8 @@ async def _make(settings: Settings, order: Order) -> tuple[Sequence[Picture | Ba
 async def _pictures(settings: Settings, order: Order) -> Sequence[Picture | BaseException]:
     gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     folder = settings.data if settings.data.is_dir() else None
-    engine = Engine(pick_device(settings.device), settings.resident_models, folder)
+    device = pick_device(settings.device)
+    engine = await gpu(Engine, device, device.budgets(settings.vram_budget, settings.ram_budget), folder)
     scheduler = Scheduler(engine, gpu, loader, max_rows=settings.max_rows, queue_limit=len(order.requests))
     worker = asyncio.create_task(scheduler.run())
     try:

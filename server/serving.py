@@ -63,7 +63,8 @@ def serve_forever(settings: Settings) -> int:
     catalog = load_catalog(settings.models, family_facts())
     device = pick_device(settings.device)
     click.echo(f"Device: {device}", err=True)
-    app = create_app(settings, catalog, lambda: Engine(device, settings.resident_models, settings.data))
+    budgets = device.budgets(settings.vram_budget, settings.ram_budget)
+    app = create_app(settings, catalog, lambda: Engine(device, budgets, settings.data))
     config = uvicorn.Config(
         app,
         lifespan="off",

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.budgets import budget_bytes
+
 
 class SettingsError(Exception):
     """An environment variable holds what it may not; the message names it and what is allowed."""
@@ -21,7 +23,9 @@ class Settings:
         data: the folder for the database and the pictures.
         models: the catalogue file.
         device: auto, cuda, cuda:N, mps or cpu.
-        resident_models: how many models may be loaded at once.
+        vram_budget: the most device memory for models' weights: "12GB", "80%" or "auto".
+        ram_budget: the most host memory for the weights of models that left the device, written likewise.
+        idle_unload: minutes after which an unused model is unloaded; 0 for never.
         max_rows: the most rows in one forward pass (an image with guidance takes two).
         queue_limit: the most images that may wait or run; more is answered 503 with Retry-After.
         queue_seconds: the most work that may wait or run, in seconds of the device; the same answer.
@@ -34,7 +38,9 @@ class Settings:
     data: Path = Path("data")
     models: Path = Path("models.toml")
     device: str = "auto"
-    resident_models: int = 2
+    vram_budget: str = "auto"
+    ram_budget: str = "auto"
+    idle_unload: int = 0
     max_rows: int = 16
     queue_limit: int = 1000
     queue_seconds: int = 300
@@ -61,7 +67,7 @@ class Settings:
     def _check(self) -> None:
         ranges = {
             "port": (0, 65535),
-            "resident_models": (1, 64),
+            "idle_unload": (0, 10_080),
             "max_rows": (2, 256),
             "queue_limit": (1, 100_000),
             "queue_seconds": (1, 86_400),
@@ -69,6 +75,11 @@ class Settings:
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise SettingsError(f"{variable(name)} must be between {low} and {high}, not {getattr(self, name)}.")
+        for name in ("vram_budget", "ram_budget"):
+            try:
+                budget_bytes(getattr(self, name), whole=0, auto=0)
+            except ValueError as error:
+                raise SettingsError(f"{variable(name)}: {error}.") from None
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise SettingsError(f"{variable('log_level')} must be debug, info, warning or error.")
 

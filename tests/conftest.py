@@ -80,7 +80,7 @@ def catalog(checkpoints: Path) -> Catalog:
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:
-    return Engine(pick_device("cpu"), resident_models=3)
+    return Engine(pick_device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def server(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @contextmanager
 def serving_models(catalog: Catalog, data: Path) -> Iterator[Server]:
     """The real application with the real engine behind a real port."""
-    settings = Settings(data=data, resident_models=3, queue_limit=200)
-    app = create_app(settings, catalog, lambda: Engine(pick_device("cpu"), 3))
+    settings = Settings(data=data, queue_limit=200)
+    app = create_app(settings, catalog, lambda: Engine(pick_device("cpu")))
     instance = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=lambda: asyncio.run(instance.serve()))
     thread.start()

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.catalog import ModelEntry
+from pipelines.catalog import ModelEntry, Offload
 from pipelines.errors import NoRoom
 from pipelines.profile import Profile
 from pipelines.request import ImageRequest, TokenCount
@@ -80,7 +80,10 @@ class FakeEngine:
     def measure(self, entry: ModelEntry) -> Profile:
         return FLAT
 
-    def place(self, entry: ModelEntry, family: Any, busy: Collection[str]) -> None:
+    def make_room(self, entry: ModelEntry, busy: Collection[str]) -> None:
+        """There is memory to read into."""
+
+    def place(self, entry: ModelEntry, family: Any, busy: Collection[str], progress: Any = None) -> None:
         if entry.identity in self.resident:
             return
         excess = max(0, len(self.resident) - self.resident_limit + 1)
@@ -140,6 +143,7 @@ def entry(name: str = "fake", **changes: Any) -> ModelEntry:
         "config": None,
         "variant": None,
         "dtype": "auto",
+        "offload": Offload.NONE,
         "vae": None,
         "preview": "linear",
         "width": 64,

@@ -118,6 +118,20 @@ def test_models_says_what_is_there_and_what_is_not(checkpoints: Path) -> None:
         assert expected in done.stdout
 
 
+def test_a_model_beyond_the_budget_is_found_before_it_is_asked_for(checkpoints: Path, tmp_path: Path) -> None:
+    budget = {"DARKROOM_VRAM_BUDGET": "1.5MB", "DARKROOM_DATA": str(tmp_path)}
+    done = darkroom("doctor", checkpoints=checkpoints, **budget)
+    assert "✓ budgets: 1.5 MB for models at work" in done.stdout
+    assert "✓ model tiny-sd3: 1.4 MB, whole and safe; needs 1.4 MB in float32, of 1.5 MB" in done.stdout
+    assert "✗ model tiny-sdxl" in done.stdout and "raise DARKROOM_VRAM_BUDGET" in done.stdout
+    assert (
+        "needs 2.0 MB in float32, of 1.5 MB for all models, too much"
+        in darkroom("models", checkpoints=checkpoints, **budget).stdout
+    )
+    beyond = darkroom("doctor", checkpoints=checkpoints, DARKROOM_VRAM_BUDGET="900TB", DARKROOM_DATA=str(tmp_path))
+    assert "✗ budgets" in beyond.stdout and "lower DARKROOM_VRAM_BUDGET" in beyond.stdout
+
+
 def test_models_with_a_broken_catalogue_says_where(checkpoints: Path, tmp_path: Path) -> None:
     broken = tmp_path / "models.toml"
     broken.write_text('[models.x]\nfamily = "sdxl"\nsorce = "./x"\n')

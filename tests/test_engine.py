@@ -9,17 +9,16 @@ import torch
 from PIL import Image
 
 from pipelines.catalog import Catalog, ModelEntry
-from pipelines.denoising import Denoising, Family
+from pipelines.denoising import Denoising
 from pipelines.device import is_out_of_memory, pick_device
 from pipelines.engine import Engine
 from pipelines.errors import (
-    CheckpointError,
     DeviceError,
     ImageFailed,
     InvalidRequest,
-    NoRoom,
     NotANumber,
 )
+from pipelines.family import Family
 from pipelines.prompts import EmbeddingCache
 from pipelines.request import Wishes, settle
 from pipelines.samplers import Prediction, SamplerChoice, build, samplers_for, set_timesteps
@@ -171,82 +170,6 @@ def test_a_size_beyond_the_table_of_positions_is_refused_for_that_image(engine: 
     assert isinstance(engine.begin(entry, too_wide, engine.encode(entry, too_wide))[0], InvalidRequest)
 
 
-def resident(engine: Engine) -> list[str]:
-    return [identity.partition("@")[0] for identity in engine.state.resident]
-
-
-def test_models_make_room_for_each_other_but_never_while_busy(catalog: Catalog) -> None:
-    engine = Engine(pick_device("cpu"), resident_models=2)
-    sdxl, sd3, third = (catalog.resolve(name) for name in MODELS)
-    engine.load(sdxl)
-    engine.load(sd3)
-    engine.load(third, busy={catalog.resolve("tiny-sdxl").identity})
-    assert resident(engine) == ["tiny-sdxl", "tiny-sd3-t5"], "the eldest is busy, so the next eldest went"
-
-
-def test_models_that_are_not_wanted_any_more_leave(catalog: Catalog) -> None:
-    engine = Engine(pick_device("cpu"), resident_models=2)
-    first, second = catalog.resolve("tiny-sdxl"), catalog.resolve("tiny-sd3")
-    engine.load(first)
-    engine.load(second)
-    engine.unload(first.identity)
-    engine.unload("never@loaded")
-    assert engine.state.resident == (second.identity,)
-
-
-def test_a_model_that_cannot_be_loaded_costs_nobody_their_place(catalog: Catalog) -> None:
-    engine = Engine(pick_device("cpu"), resident_models=1)
-    engine.load(catalog.resolve("tiny-sdxl"))
-    with pytest.raises(CheckpointError):
-        engine.load(catalog.resolve("missing"))
-    assert resident(engine) == ["tiny-sdxl"]
-
-
-def test_a_model_too_large_for_the_device_is_an_error_that_helps(
-    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
-) -> None:
-    def no_memory(_: Any) -> None:
-        raise torch.OutOfMemoryError("planted")
-
-    engine = Engine(pick_device("cpu"), resident_models=1)
-    monkeypatch.setattr(Family, "place", no_memory)
-    with pytest.raises(CheckpointError, match="does not fit in the memory") as refused:
-        engine.load(catalog.resolve("tiny-sdxl"))
-    assert refused.value.__cause__ is None and refused.value.__context__ is None, "either would keep the weights alive"
-    assert resident(engine) == []
-
-
-def test_a_model_larger_than_the_device_costs_nobody_their_place(catalog: Catalog) -> None:
-    sd3 = catalog.resolve("tiny-sd3")
-    large = Engine(pick_device("cpu"))
-    large.load(sd3)
-    engine = Engine(replace(large.device, memory_bytes=large.family(sd3).weight_bytes), resident_models=1)
-    engine.load(sd3)
-    with pytest.raises(CheckpointError, match="does not fit in the memory"):
-        engine.load(catalog.resolve("tiny-sd3-t5"))
-    assert resident(engine) == ["tiny-sd3"]
-
-
-def test_a_model_without_room_beside_busy_ones_may_be_asked_for_again(
-    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
-) -> None:
-    engine = Engine(pick_device("cpu"))
-    engine.load(catalog.resolve("tiny-sdxl"))
-    place = Family.place
-
-    def room_for_one(family: Family) -> None:
-        if engine.state.resident:
-            raise RuntimeError("MPS backend out of memory (planted)")
-        place(family)
-
-    monkeypatch.setattr(Family, "place", room_for_one)
-    with pytest.raises(NoRoom, match="beside tiny-sdxl"):
-        engine.load(catalog.resolve("tiny-sd3"), busy={catalog.resolve("tiny-sdxl").identity})
-    assert resident(engine) == ["tiny-sdxl"]
-    engine.load(catalog.resolve("tiny-sd3"))
-    assert resident(engine) == ["tiny-sd3"]
-
-
 def test_lack_of_memory_is_known_by_whatever_it_raises() -> None:
     with pytest.raises(RuntimeError) as lacking:
         torch.empty(2**55)
@@ -261,24 +184,6 @@ def test_lack_of_memory_is_known_by_whatever_it_raises() -> None:
         assert is_out_of_memory(RuntimeError(said)), said
     assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
     assert not is_out_of_memory(RuntimeError("a shape is wrong"))
-
-
-def test_idle_models_give_up_their_memory_to_one_that_lacks_it(
-    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
-) -> None:
-    engine = Engine(pick_device("cpu"), resident_models=3)
-    engine.load(catalog.resolve("tiny-sdxl"))
-    engine.load(catalog.resolve("tiny-sd3"))
-    place = Family.place
-
-    def room_for_two(family: Family) -> None:
-        if len(engine.state.resident) == 2:
-            raise torch.OutOfMemoryError("planted")
-        place(family)
-
-    monkeypatch.setattr(Family, "place", room_for_two)
-    engine.load(catalog.resolve("tiny-sd3-t5"), busy={catalog.resolve("tiny-sdxl").identity})
-    assert resident(engine) == ["tiny-sdxl", "tiny-sd3-t5"], "the one at work stayed"
 
 
 @pytest.mark.parametrize("name", MODELS)

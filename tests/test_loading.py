@@ -279,7 +279,7 @@ def test_a_hub_id_that_cannot_be_had_is_a_checkpoint_error(models: Catalog) -> N
 
 
 def test_a_broken_checkpoint_leaves_the_models_before_it_working(models: Catalog, tmp_path: Path, files: Path) -> None:
-    engine = Engine(pick_device("cpu"), resident_models=1)
+    engine = Engine(pick_device("cpu"))
     good = models.resolve("sdxl-folder")
     before = picture(engine, good)
     shutil.copytree(files / "sdxl", tmp_path / "bad")

@@ -31,7 +31,7 @@ def entry(request: pytest.FixtureRequest, catalog: Catalog, small: Engine) -> Mo
 @pytest.fixture
 def small() -> Engine:
     """An engine of its own: freeing memory unloads models."""
-    return Engine(pick_device("cpu"), resident_models=3)
+    return Engine(pick_device("cpu"))
 
 
 def begin(engine: Engine, entry: ModelEntry, count: int, **wishes: Any) -> list[Denoising]:

@@ -14,11 +14,12 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from pipelines.catalog import Catalog, ModelEntry
-from pipelines.denoising import Answer, Denoising, Family
+from pipelines.denoising import Answer, Denoising
 from pipelines.device import pick_device
 from pipelines.engine import Engine
 from pipelines.errors import CatalogError, CheckpointError, PreviewFailed
 from pipelines.families import families, family_facts
+from pipelines.family import Family
 from pipelines.loading import load_preview_decoder
 from pipelines.models_toml import DEMO_CATALOG, load_catalog
 from pipelines.preview import MAX_SIDE, DecoderPreviewer, LinearPreviewer, draw, implied_latents, synthetic_pictures

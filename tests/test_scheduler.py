@@ -13,6 +13,7 @@ import server.scheduling.loop
 import server.scheduling.verbs
 from pipelines.catalog import ModelEntry
 from pipelines.errors import CheckpointError, ImageFailed, NoRoom
+from pipelines.progress import LoadStage
 from pipelines.request import ImageRequest
 from server.gpu import WorkerThread
 from server.scheduling.loop import Scheduler
@@ -206,13 +207,13 @@ async def test_models_beyond_the_limit_drain_and_swap_and_nobody_starves() -> No
 class SmallEngine(FakeEngine):
     """By count there is room for both models, by memory only for one."""
 
-    def place(self, entry: ModelEntry, family: Any, busy: Collection[str]) -> None:
+    def place(self, entry: ModelEntry, family: Any, busy: Collection[str], progress: Any = None) -> None:
         if entry.identity not in self.resident:
             if busy:
                 self.refused += 1
                 raise NoRoom("There is no room.")
             self.resident.clear()
-        super().place(entry, family, busy)
+        super().place(entry, family, busy, progress)
 
 
 async def test_models_that_do_not_fit_together_drain_and_swap_and_the_attempt_is_made_once() -> None:
@@ -443,7 +444,7 @@ async def test_a_load_tells_how_far_it_is_and_holds_up_no_other_model() -> None:
     class SlowReader(FakeEngine):
         def read(self, entry: ModelEntry, progress: Any) -> str:
             if entry.name == "slow":
-                progress("reading", 0.5)
+                progress(LoadStage.READING, 0.5)
                 assert reading.wait(10)
             return super().read(entry, progress)
 

@@ -24,7 +24,10 @@ def test_the_environment_is_read_and_an_override_wins() -> None:
         ("DARKROOM_PORT", "70000", "between 0 and 65535"),
         ("DARKROOM_MAX_ROWS", "1", "between 2 and 256"),
         ("DARKROOM_QUEUE_LIMIT", "0", "between 1 and 100000"),
-        ("DARKROOM_RESIDENT_MODELS", "-1", "between 1 and 64"),
+        ("DARKROOM_VRAM_BUDGET", "12", 'like "12GB", "800MB", "80%" or "auto", not .12.'),
+        ("DARKROOM_VRAM_BUDGET", "120%", 'like "12GB"'),
+        ("DARKROOM_RAM_BUDGET", "-1GB", 'like "12GB"'),
+        ("DARKROOM_IDLE_UNLOAD", "-1", "between 0 and 10080"),
         ("DARKROOM_LOG_LEVEL", "loud", "debug, info, warning or error"),
     ],
 )

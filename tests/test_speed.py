@@ -279,7 +279,7 @@ REFUSED = {
 def test_a_lever_that_cannot_be_had_is_refused_and_costs_nobody_their_place(
     catalog: Catalog, speed: Speed, message: str
 ) -> None:
-    engine = Engine(pick_device("cpu"), resident_models=1)
+    engine = Engine(pick_device("cpu"))
     engine.load(catalog.resolve("tiny-sd3"))
     with pytest.raises(CheckpointError, match=message):
         engine.load(replace(catalog.resolve("tiny-sd3-t5"), speed=speed))

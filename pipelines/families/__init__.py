@@ -5,7 +5,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from pipelines.catalog import FamilyFacts
-from pipelines.denoising import Family
+from pipelines.family import Family
 
 
 @cache

@@ -8,11 +8,13 @@ import torch
 from torch.nn.functional import pad
 
 from pipelines.catalog import FamilyFacts, ModelEntry
-from pipelines.denoising import Conditioning, Denoising, Family
+from pipelines.denoising import Conditioning, Denoising
 from pipelines.errors import CheckpointError, InvalidRequest
+from pipelines.family import Family
 from pipelines.graphs import Inputs
 from pipelines.headers import read_json
 from pipelines.loading import load_pipeline
+from pipelines.progress import Progress, untold
 from pipelines.prompts import Embedding, EmbeddingCache, Text, clip_states, count_tokens, t5_states
 from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
@@ -55,11 +57,12 @@ class SD3(Family):
         return {} if entry.t5 and has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
 
     @classmethod
-    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "SD3":
+    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype, progress: Progress = untold) -> "SD3":
         from diffusers import StableDiffusion3Pipeline
 
         check_levers(entry, device, dtype)
-        return cls(entry, load_pipeline(StableDiffusion3Pipeline, entry, dtype, **cls.missing(entry)), device, dtype)
+        pipeline = load_pipeline(StableDiffusion3Pipeline, entry, dtype, progress, **cls.missing(entry))
+        return cls(entry, pipeline, device, dtype)
 
     @property
     def denoiser(self) -> Any:

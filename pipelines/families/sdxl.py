@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from pipelines.catalog import FamilyFacts, ModelEntry
-from pipelines.denoising import Conditioning, Denoising, Family
+from pipelines.denoising import Conditioning, Denoising
 from pipelines.errors import CheckpointError
+from pipelines.family import Family
 from pipelines.graphs import Inputs
 from pipelines.loading import load_pipeline
+from pipelines.progress import Progress, untold
 from pipelines.prompts import Embedding, EmbeddingCache, Text, clip_states, count_tokens
 from pipelines.request import ImageRequest
 from pipelines.samplers import Prediction
@@ -50,11 +52,11 @@ class SDXL(Family):
         self.cache: EmbeddingCache[Text, Embedding] = EmbeddingCache()
 
     @classmethod
-    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype) -> "SDXL":
+    def load(cls, entry: ModelEntry, device: torch.device, dtype: torch.dtype, progress: Progress = untold) -> "SDXL":
         from diffusers import StableDiffusionXLPipeline
 
         check_levers(entry, device, dtype)
-        return cls(entry, load_pipeline(StableDiffusionXLPipeline, entry, dtype), device, dtype)
+        return cls(entry, load_pipeline(StableDiffusionXLPipeline, entry, dtype, progress), device, dtype)
 
     @property
     def denoiser(self) -> Any:

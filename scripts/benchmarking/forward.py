@@ -11,9 +11,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.denoising import Denoising, Family
+from pipelines.denoising import Denoising
 from pipelines.device import synchronize
 from pipelines.errors import PipelineError
+from pipelines.family import Family
 from pipelines.request import Wishes, settle
 
 from .report import Progress

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from pipelines.catalog import ModelEntry
-from pipelines.denoising import Denoising, Family, to_pictures
+from pipelines.decoding import to_pictures
+from pipelines.denoising import Denoising
 from pipelines.errors import CheckpointError
+from pipelines.family import Family
 from pipelines.levers import Speed
 from pipelines.levers_toml import read_speed
 from pipelines.loading import quiet_libraries

@@ -11,9 +11,11 @@ import torch
 from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
-from pipelines.denoising import Conditioning, Denoising, Family
+from pipelines.denoising import Conditioning, Denoising
 from pipelines.device import Device
 from pipelines.engine import Engine
+from pipelines.family import Family
+from pipelines.progress import Progress, untold
 from pipelines.request import ImageRequest
 
 P = ParamSpec("P")
@@ -109,11 +111,12 @@ class ObservedEngine(Engine):
         super().__init__(device)
         self._observer = observer
 
-    def place(self, entry: ModelEntry, family: Family | None, busy: Collection[str] = ()) -> None:
-        known = entry.identity in self.state.resident
-        super().place(entry, family, busy)
-        if not known:
-            self._observer.watch(self.family(entry))
+    def place(
+        self, entry: ModelEntry, family: Family | None, busy: Collection[str] = (), progress: Progress = untold
+    ) -> None:
+        super().place(entry, family, busy, progress)
+        if family is not None and self.family(entry) is family:  # read just now
+            self._observer.watch(family)
 
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
         with self._observer.span(f"{VERBS}encode"):

@@ -8,7 +8,8 @@ from functools import partial
 from time import monotonic
 
 from pipelines.catalog import ModelEntry
-from pipelines.errors import NoRoom
+from pipelines.errors import NoRoom, NotRead
+from pipelines.progress import LoadStage, Progress
 from server.gpu import WorkerThread
 from server.scheduling import policy
 from server.scheduling.books import Books
@@ -23,7 +24,7 @@ class Loading:
     """A model on its way to the device: what is being done, what share of that is done, and since when."""
 
     model: str
-    stage: str
+    stage: LoadStage
     share: float
     since: float
 
@@ -94,22 +95,25 @@ class Models:
         """
         log.info("loading model %s", entry.name)
         began = monotonic()
-        engine = self._visits.engine
-        beside = frozenset[str]()
+        engine, progress = self._visits.engine, self._teller(entry)
+        self._note(entry.name, LoadStage.CHECKING, 0.0)
+        beside = frozenset(busy())
         try:
-            self._progress(entry.name, "reading", 0.0)
-            family = None if entry.identity in self._visits.state.parked else await self._read(entry)
-            self._progress(entry.name, "placing", 0.0)
+            await self._visits(partial(engine.make_room, entry, beside))
+            parked = entry.identity in self._visits.state.parked
+            family = None if parked else await self._loader(engine.read, entry, progress)
             beside = frozenset(busy())
-            await self._visits(partial(engine.place, entry, family, beside))
+            await self._visits(partial(engine.place, entry, family, beside, progress))
             del family  # this frame would keep its weights alive
-            self._progress(entry.name, "measuring", 0.0)
+            self._note(entry.name, LoadStage.MEASURING, 0.0)
             profile, _ = await self._visits(partial(engine.measure, entry))
             self._books.measured(entry.identity, profile)
         except NoRoom as error:
             log.info("%s It waits until they are done.", error)
             self._apart.add((entry.identity, beside))
             return False
+        except NotRead:
+            return False  # it was parked, and had to go meanwhile: the next turn reads it
         except Exception as error:
             self._settle(entry, error)
             raise
@@ -144,14 +148,15 @@ class Models:
         idle = [model for model in free if self._idle_seconds and self._used.get(model, since) < since]
         return next((model for model in (*free, *idle) if model in self._retired or model in idle), None)
 
-    async def _read(self, entry: ModelEntry) -> object:
+    def _teller(self, entry: ModelEntry) -> Progress:
+        """What the other threads tell of a load's progress."""
         loop = asyncio.get_running_loop()
 
-        def progress(stage: str, share: float) -> None:
-            loop.call_soon_threadsafe(self._progress, entry.name, stage, share)
+        def tell(stage: LoadStage, share: float) -> None:
+            loop.call_soon_threadsafe(self._note, entry.name, stage, share)
 
-        return await self._loader(self._visits.engine.read, entry, progress)
+        return tell
 
-    def _progress(self, model: str, stage: str, share: float) -> None:
+    def _note(self, model: str, stage: LoadStage, share: float) -> None:
         since = self.loading.since if self.loading is not None else monotonic()
         self.loading = Loading(model, stage, share, since)

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.catalog import ModelEntry
 from pipelines.profile import Profile
+from pipelines.progress import Progress
 from pipelines.request import ImageRequest
 from pipelines.state import EngineState
 from server.gpu import WorkerThread
@@ -20,20 +21,19 @@ LEAST_PATIENCE = 60.0
 PATIENCE_FACTOR = 20
 """How many times its expected time it is given."""
 
-Progress = Callable[[str, float], None]
-"""Called with the stage of a load and the share of it that is done, from whichever thread does it."""
-
 
 class EngineVerbs(Protocol):
     """What the scheduler asks of an engine; a list holds a failure in the failed one's place.
 
     All of it is the GPU thread's, but for `read`, which is the loader thread's and touches nothing that others see.
+    A model is there after make_room, read, place.
     """
 
     @property
     def state(self) -> EngineState: ...
+    def make_room(self, entry: ModelEntry, busy: Collection[str]) -> None: ...
     def read(self, entry: ModelEntry, progress: Progress) -> Any: ...
-    def place(self, entry: ModelEntry, family: Any, busy: Collection[str]) -> None: ...
+    def place(self, entry: ModelEntry, family: Any, busy: Collection[str], progress: Progress) -> None: ...
     def unload(self, identity: str) -> None: ...
     def measure(self, entry: ModelEntry) -> Profile: ...
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Any]: ...

@@ -1,0 +1,60 @@
+"""Reading a model from the disk to host memory, on whichever thread, beside the one that computes."""
+
+import logging
+from threading import get_ident
+
+import torch
+
+from pipelines.catalog import ModelEntry, Offload
+from pipelines.device import Device
+from pipelines.families import families
+from pipelines.family import Family
+from pipelines.progress import Progress, untold
+from pipelines.sources import inspect_entry
+
+log = logging.getLogger(__name__)
+
+
+class Reader:
+    """Gives models that are ready for the device but not on it.
+
+    Each thread that computes gets OpenMP workers of its own, and once there are more of them than cores, libgomp lets
+    them sleep at every barrier: each picture takes twice as long. So a thread that reads computes alone. torch keeps
+    that number per thread, but also as the first one of every thread yet to come; the thread that makes the reader, the
+    one that computes, has its own before that.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._computing_thread = get_ident()
+        torch.get_num_threads()  # a thread takes its number when it first asks
+
+    def read(self, entry: ModelEntry, progress: Progress = untold) -> Family:
+        """Check, download if need be, and read a model.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        cuda = self._device.torch_device.type == "cuda"
+        if get_ident() != self._computing_thread:
+            torch.set_num_threads(1)
+            if cuda:
+                torch.cuda.set_device(self._device.torch_device)  # or pinned memory would wake the first GPU
+        dtype = self._device.dtype_for(entry.dtype)
+        family = families()[entry.family].load(entry, self._device.torch_device, dtype, progress)
+        if self._device.own_memory:
+            family.offload = entry.offload
+        elif entry.offload is not Offload.NONE:
+            log.warning("model %s: offload saves nothing here, where device and host share one memory", entry.name)
+        family.prepare()
+        family.park(pinned=cuda, progress=progress)
+        return family
+
+    def expected_bytes(self, entry: ModelEntry) -> int:
+        """What the weights of a model will take without offload; 0 where it must be downloaded first.
+
+        Raises:
+            CheckpointError: what is here of it cannot be loaded.
+        """
+        size = inspect_entry(entry, families()[entry.family].pipeline_class)
+        return 0 if size is None else size.parameters * self._device.dtype_for(entry.dtype).itemsize
