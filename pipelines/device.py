@@ -1,10 +1,13 @@
 """Choosing where and in which precision models run."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from pipelines.errors import DeviceError
+from pipelines.state import DeviceFacts
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,14 @@ class Device:
         dtype: torch.dtype = self.dtype if wanted == "auto" else getattr(torch, wanted)
         return dtype
 
+    @property
+    def facts(self) -> DeviceFacts:
+        """It without torch's types."""
+        return DeviceFacts(self.name, self.torch_device.type, _name(self.dtype), self.memory_bytes)
+
     def __str__(self) -> str:
         memory = f", {self.memory_bytes / 2**30:.0f} GiB" if self.memory_bytes else ""
-        return f"{self.name} ({self.torch_device.type}{memory}, {str(self.dtype).removeprefix('torch.')})"
+        return f"{self.name} ({self.torch_device.type}{memory}, {_name(self.dtype)})"
 
 
 def synchronize(device: torch.device) -> None:
@@ -32,6 +40,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def memory_used(device: torch.device) -> int | None:
+    """Bytes in use: of a CUDA device, whoever uses them; elsewhere of this process. None from a device that is lost."""
+    with suppress(RuntimeError):
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            return int(total - free)
+        return int(torch.mps.driver_allocated_memory() if device.type == "mps" else psutil.Process().memory_info().rss)
+    return None
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -72,3 +90,7 @@ def _mps(wanted: str) -> Device:
 def _cpu(wanted: str) -> Device:
     threads = torch.get_num_threads()
     return Device(torch.device("cpu"), f"CPU, {threads} threads", torch.float32, None)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -5,7 +5,8 @@ that image's place, so its neighbours never notice.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -16,7 +17,7 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning, Denoising, Family, to_pictures
-from pipelines.device import Device, is_out_of_memory, synchronize
+from pipelines.device import Device, is_out_of_memory, memory_used, synchronize
 from pipelines.errors import ImageFailed, ImageTooLarge, NotANumber, PipelineError, PreviewFailed
 from pipelines.families import families
 from pipelines.loading import quiet_libraries
@@ -25,7 +26,7 @@ from pipelines.profile import Profile
 from pipelines.profiling import profile_of
 from pipelines.request import ImageRequest
 from pipelines.residency import Residency, free_memory
-from pipelines.state import EngineState
+from pipelines.state import Counts, DeviceFacts, EngineState
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Engine:
 
     def __init__(self, device: Device, resident_models: int = 2, profiles: Path | None = None) -> None:
         self.device = device
+        self._counts = Counts()
         self._profiles = profiles
         self._residency = Residency(device, resident_models)
         # A model that is evicted takes its previewer with it.
@@ -64,9 +66,15 @@ class Engine:
         quiet_libraries()
 
     @property
+    def facts(self) -> DeviceFacts:
+        """What never changes; from any thread."""
+        return self.device.facts
+
+    @property
     def state(self) -> EngineState:
         """What there is to know of it now."""
-        return EngineState(resident=self._residency.resident)
+        used = memory_used(self.device.torch_device)
+        return EngineState(resident=self._residency.resident, memory_used=used, counts=self._counts.copy())
 
     def family(self, entry: ModelEntry) -> Family:
         """A loaded model's networks, for whoever measures or compares them."""
@@ -105,7 +113,8 @@ class Engine:
     def encode(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> list[Conditioning | Exception]:
         """Encode prompts together; in each place the conditioning, or why that one failed."""
         family = self._residency.get(entry)
-        return _isolated(requests, family.encode, self.device.torch_device)
+        with self._counting(family):
+            return self._isolated(requests, family.encode)
 
     @_inference
     def begin(
@@ -125,7 +134,7 @@ class Engine:
         All images of the batch share one `BatchKey`.
         """
         family = self._residency.get(entry)
-        predictions = _isolated(batch, family.predict, self.device.torch_device)
+        predictions = self._isolated(batch, family.predict)
         outcomes = [
             prediction if isinstance(prediction, Exception) else _attempt(image.advance, prediction)
             for image, prediction in zip(batch, predictions, strict=True)
@@ -138,7 +147,7 @@ class Engine:
     def finish(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Image | Exception]:
         """Decode finished images of one size together; in each place the RGB picture, or why there is none."""
         family = self._residency.get(entry)
-        return _isolated(batch, lambda images: _decode(family, images), self.device.torch_device)
+        return self._isolated(batch, lambda images: _decode(family, images))
 
     @_inference
     def preview(self, entry: ModelEntry, batch: Sequence[Denoising]) -> list[Image | Exception]:
@@ -156,7 +165,7 @@ class Engine:
             return [PreviewFailed(f"model {entry.name!r} has no previews; the log says why.") for _ in batch]
         latents = [_attempt(clean_latents, image, entry.prediction) for image in batch]
         sound = [one for one in latents if not isinstance(one, Exception)]
-        drawn = iter(_isolated(sound, lambda some: draw(previewer, some), self.device.torch_device) if sound else [])
+        drawn = iter(self._isolated(sound, lambda some: draw(previewer, some)) if sound else [])
         return [one if isinstance(one, Exception) else next(drawn) for one in latents]
 
     def _previewer(self, family: Family) -> Previewer | None:
@@ -170,6 +179,35 @@ class Engine:
             self._previewers[family] = previewer
         return self._previewers[family]
 
+    @contextmanager
+    def _counting(self, family: Family) -> Iterator[None]:
+        """Count what the text encoders do, and what they are spared, for images; not for measurements."""
+        kept, encoded = family.cache.hits, family.cache.misses
+        yield
+        self._counts.prompts_kept += family.cache.hits - kept
+        self._counts.prompts_encoded += family.cache.misses - encoded
+
+    def _isolated(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result | Exception]]
+    ) -> list[Result | Exception]:
+        """Do work on a batch; if it fails, on its halves, until the failure belongs to single items.
+
+        `work` must leave its items as they were when it raises, so that it can simply be done again.
+        """
+        failure = None
+        try:
+            return list(work(items))
+        except Exception as error:
+            failure = _as_image_failure(error)
+        # Outside the except block: its traceback would keep the failed forward's tensors alive.
+        if isinstance(failure, ImageTooLarge):
+            free_memory(self.device.torch_device)
+            self._counts.splits += len(items) > 1
+        if len(items) == 1:
+            return [failure]
+        half = len(items) // 2
+        return self._isolated(items[:half], work) + self._isolated(items[half:], work)
+
 
 def _decode(family: Family, images: Sequence[Denoising]) -> list[Image | Exception]:
     latents = torch.cat([image.latents for image in images])
@@ -179,29 +217,6 @@ def _decode(family: Family, images: Sequence[Denoising]) -> list[Image | Excepti
     pictures = to_pictures(torch.nan_to_num(pixels))
     failure = 'the picture came out as not-a-number; try dtype = "float32" or another VAE for this model.'
     return [picture if good else NotANumber(failure) for picture, good in zip(pictures, sound.tolist(), strict=True)]
-
-
-def _isolated(
-    items: Sequence[Item],
-    work: Callable[[Sequence[Item]], Sequence[Result | Exception]],
-    device: torch.device,
-) -> list[Result | Exception]:
-    """Do work on a batch; if it fails, on its halves, until the failure belongs to single items.
-
-    `work` must leave its items as they were when it raises, so that it can simply be done again.
-    """
-    failure = None
-    try:
-        return list(work(items))
-    except Exception as error:
-        failure = _as_image_failure(error)
-    # Outside the except block: its traceback would keep the failed forward's tensors alive.
-    if isinstance(failure, ImageTooLarge):
-        free_memory(device)
-    if len(items) == 1:
-        return [failure]
-    half = len(items) // 2
-    return _isolated(items[:half], work, device) + _isolated(items[half:], work, device)
 
 
 def _attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:

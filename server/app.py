@@ -24,7 +24,9 @@ from server.disconnect import ClientGone
 from server.errors import handle, request_id
 from server.gpu import WorkerThread
 from server.jobs import Jobs
+from server.metrics import Metrics, Snapshot
 from server.openapi import openapi_config
+from server.overview import Overview
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
 from server.scheduling.verbs import EngineVerbs
@@ -79,6 +81,7 @@ async def _services(
     gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     try:
         engine = await gpu(new_engine)
+        metrics = Metrics()
         scheduler = Scheduler(
             engine,
             gpu,
@@ -86,10 +89,14 @@ async def _services(
             max_rows=settings.max_rows,
             queue_limit=settings.queue_limit,
             queue_seconds=settings.queue_seconds,
+            meter=metrics,
         )
+        metrics.registry.register(Snapshot(scheduler, settings.data))
         jobs = Jobs(database, settings.data, scheduler)
         await jobs.recover()
-        services = Services(settings, catalog, scheduler, jobs, Readiness({"models": "the default model is loading"}))
+        readiness = Readiness({"models": "the default model is loading"})
+        overview = Overview(scheduler, metrics)
+        services = Services(settings, catalog, scheduler, jobs, readiness, metrics, overview)
         worker = asyncio.create_task(scheduler.run())
         worker.add_done_callback(lambda task: _stopped(task, services))
         loading = asyncio.create_task(_load_default(services))

@@ -17,6 +17,7 @@ from pipelines.request import ImageRequest, TokenCount
 from server.disconnect import ClientGone
 from server.errors import Interrupted, explain, public
 from server.scheduling.loop import Scheduler
+from server.scheduling.meter import JobEnd
 from server.scheduling.queue import Picture, Submission, Ticket
 from storage.database import Database
 from storage.encoding import encode
@@ -189,9 +190,7 @@ class Jobs:
 
     async def _make(self, run: _Run, job: JobRecord) -> list[Kept | BaseException]:
         """In each image's place its picture, or why there is none."""
-        keeping = [
-            asyncio.create_task(self._keep(run.order, index, ticket)) for index, ticket in enumerate(run.tickets)
-        ]
+        keeping = [asyncio.create_task(self._keep(run.order, index, one)) for index, one in enumerate(run.tickets)]
         try:
             await run.begun.wait()
             if run.stopped is None:
@@ -277,9 +276,11 @@ class Jobs:
         self.files.delete(MediaName.of_thumbnail(image.id, image.created_at))
 
     def _forget(self, task: "asyncio.Task[Result]") -> None:
-        del self._under_way[task]
+        run = self._under_way.pop(task)
         if not task.cancelled():
-            task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
+            error = task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
+            kept = 0 if error else len(task.result().images)
+            self._scheduler.books.meter.job_ended(JobEnd(run.order.entry.name, len(run.order.requests), kept, error))
 
 
 def _new_job(order: Order) -> NewJob:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pipelines.catalog import Catalog
 from server.errors import ModelUnavailable
 from server.jobs import Jobs
+from server.metrics import Metrics
+from server.overview import Overview
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
 
@@ -28,6 +30,8 @@ class Services:
     scheduler: Scheduler
     jobs: Jobs
     readiness: Readiness
+    metrics: Metrics
+    overview: Overview
 
     @property
     def missing(self) -> dict[str, str]:

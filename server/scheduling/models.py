@@ -98,7 +98,8 @@ class Models:
         beside = frozenset[str]()
         try:
             self._progress(entry.name, "reading", 0.0)
-            family = None if entry.identity in self._visits.state.parked else await self._read(entry)
+            parked = entry.identity in self._visits.state.parked
+            family = None if parked else await self._read(entry)
             self._progress(entry.name, "placing", 0.0)
             beside = frozenset(busy())
             await self._visits(partial(engine.place, entry, family, beside))
@@ -117,7 +118,7 @@ class Models:
             self.loading = None
         self.used(entry.identity)
         self._settle(entry)
-        self._books.meter.loaded(entry.name, monotonic() - began)
+        self._books.meter.loaded(entry.name, parked, monotonic() - began)
         return True
 
     async def unload_one(self, needed: Collection[str]) -> bool:
@@ -127,7 +128,6 @@ class Models:
             return False
         await self._visits(partial(self._visits.engine.unload, stale))
         log.info("unloaded model %s", stale.partition("@")[0])
-        self._books.meter.unloaded(stale.partition("@")[0])
         return True
 
     def _settle(self, entry: ModelEntry, error: Exception | None = None) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from pipelines.catalog import ModelEntry
 from pipelines.profile import Profile
 from pipelines.request import ImageRequest
-from pipelines.state import EngineState
+from pipelines.state import DeviceFacts, EngineState
 from server.gpu import WorkerThread
+from server.scheduling.meter import Meter
 
 T = TypeVar("T")
 
@@ -20,9 +21,12 @@ Progress = Callable[[str, float], None]
 class EngineVerbs(Protocol):
     """What the scheduler asks of an engine; a list holds a failure in the failed one's place.
 
-    All of it is the GPU thread's, but for `read`, which is the loader thread's and touches nothing that others see.
+    All of it is the GPU thread's, but for `read`, which is the loader thread's and touches nothing that others see, and
+    `facts`, which never change.
     """
 
+    @property
+    def facts(self) -> DeviceFacts: ...
     @property
     def state(self) -> EngineState: ...
     def read(self, entry: ModelEntry, progress: Progress) -> Any: ...
@@ -47,15 +51,18 @@ class _Visit(Generic[T]):
 class Visits:
     """The way to the engine: one visit to its thread at a time, each of which brings back the engine's state."""
 
-    def __init__(self, engine: EngineVerbs, gpu: WorkerThread) -> None:
+    def __init__(self, engine: EngineVerbs, gpu: WorkerThread, meter: Meter) -> None:
         self.engine = engine
         self.state = EngineState()
         """The engine's, when the GPU thread last reported."""
         self._gpu = gpu
+        self._meter = meter
 
     async def __call__(self, work: Callable[[], T]) -> tuple[T, float]:
         """Have the GPU thread do some work; its result and its seconds. What it raised is raised here."""
         visit = await self._gpu(_visited, self.engine, work)
+        for gone in set(self.state.resident) - set(visit.state.resident):
+            self._meter.unloaded(gone.partition("@")[0], gone in visit.state.parked)
         self.state = visit.state
         if isinstance(visit.outcome, Exception):
             raise visit.outcome
