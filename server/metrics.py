@@ -1,4 +1,4 @@
-"""What is measured of a running server, in Prometheus' terms; docs/operations.md says what each metric means."""
+"""What is measured of a running server, in Prometheus' terms; docs/metrics.md says what each metric means."""
 
 import shutil
 from collections import Counter as Tally

@@ -37,20 +37,19 @@ class Overview:
     def queue(self, limit: int) -> dict[str, Any]:
         """The images that wait or run, at most `limit` of them: those begun, then those done next."""
         tickets = self._scheduler.tickets
-        waiting = [ticket for ticket in tickets if ticket.stage is Stage.WAITING]
         now, ends = monotonic(), self._forecast(tickets)
-        line = sorted(waiting, key=lambda ticket: (ends.get(ticket.order, float("inf")), ticket.order))
-        places = {ticket.order: place for place, ticket in enumerate(line)}
-        shown = [ticket for ticket in tickets if ticket.stage is not Stage.WAITING] + line
+        tickets.sort(key=lambda ticket: (ticket.stage is Stage.WAITING, ends.get(ticket.order, float("inf"))))
+        line = [ticket.order for ticket in tickets if ticket.stage is Stage.WAITING]
+        places = {order: place for place, order in enumerate(line)}
         left = [end - now for order, end in ends.items()]
         return {
-            "queueLength": len(waiting),
-            "processingCount": len(tickets) - len(waiting),
+            "queueLength": len(places),
+            "processingCount": len(tickets) - len(places),
             "averageWaitTime": _rounded(self._metrics.waits.mean),
             "estimatedProcessingTime": _rounded(max([0.0, *left])),
             "backlogSeconds": _rounded(self._scheduler.outlook.backlog(tickets)),
             "retryAfter": self._scheduler.outlook.retry_after(tickets),
-            "images": [_image(ticket, places.get(ticket.order), ends, now) for ticket in shown[:limit]],
+            "images": [_image(ticket, places.get(ticket.order), ends, now) for ticket in tickets[:limit]],
             "recent": self._recent(),
             "totals": {name: self._metrics.totals[name] for name in ("pictures", "failures", "refusals")},
         }

@@ -92,7 +92,8 @@ def _models(look: Look, style: Style, width: int) -> Iterator[str]:
     for model in models:
         name = _fit(model["name"] + ("*" if model["default"] else ""), names)
         rest = max(0, width - names - 13)
-        yield f"  {name} {style.paint(_fit(model['state'], 9), _STATES.get(model['state'], DIM))} {_cost(model, rest)}"
+        state = style.paint(_fit(model["state"], 9), _STATES.get(model["state"], DIM))
+        yield f"  {name} {state} {_cost(model, rest)}".rstrip()
 
 
 def _cost(model: dict[str, Any], width: int) -> str:
@@ -121,13 +122,13 @@ def _rates(look: Look, style: Style, width: int) -> Iterator[str]:
     yield _fit(f"now     {doing} · {done} · backlog {_time(queue['backlogSeconds'])}", width).rstrip()
     rate = f"{recent['picturesPerSecond']:.2f} pictures/s · {rows} rows a step · waited {waited}"
     yield _fit(f"minute  {rate}", width).rstrip()
-    bad = totals["failures"] or totals["refusals"]
     total = f"total   {totals['pictures']} pictures · {totals['failures']} failed · {totals['refusals']} refused"
-    yield style.paint(_fit(total, width).rstrip(), YELLOW if bad else "0")
+    line = _fit(total, width).rstrip()
+    yield style.paint(line, YELLOW) if totals["failures"] or totals["refusals"] else line
 
 
 def _image(image: dict[str, Any], style: Style, width: int) -> str:
-    """One image: its place in line or its stage, its progress, and when it will be done."""
+    """One image: its stage and progress, or its place in line and how long it has waited; and when it will be done."""
     place = image["position"]
     stage = image["stage"] if place is None else f"#{place + 1}"
     share = image["step"] / image["steps"]
@@ -139,8 +140,9 @@ def _image(image: dict[str, Any], style: Style, width: int) -> str:
     tail = f" {steps:>7} {eta:>7} {priority:<4}"
     names = min(30, max(10, width - 62))
     head = f"  {_fit(stage, 9)} {_fit(image['model'], names)} {_fit(size, 9)} "
-    bar = _bar(share, max(4, min(40, width - len(head) - len(tail))))
-    return f"{head}{style.paint(bar, GREEN if place is None else DIM)}{tail}".rstrip()
+    middle = max(4, min(40, width - len(head) - len(tail)))
+    bar, waited = _bar(share, middle), _fit(f"waited {_time(image['waited'])}", middle)
+    return f"{head}{style.paint(bar, GREEN) if place is None else style.paint(waited, DIM)}{tail}".rstrip()
 
 
 def _bar(share: float, width: int) -> str:
@@ -156,8 +158,10 @@ def _fit(text: str, width: int) -> str:
 
 def _time(seconds: float) -> str:
     """Seconds as people say them, in at most seven letters."""
+    if seconds == 0:
+        return "0 s"
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.{1 if seconds < 0.01 else 0}f} ms"
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
