@@ -59,7 +59,7 @@ def _draw(look: Look, style: Style, fault: str) -> None:
     width, height = shutil.get_terminal_size()
     foot = style.paint(style.spell(fault)[:width], RED) if fault else "q leaves"
     lines = [*frame(look, style, width, max(1, height - 1)), foot]
-    sys.stdout.write("\x1b[H" + "\x1b[K\r\n".join(lines) + "\x1b[K\x1b[J")
+    sys.stdout.write("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J")
     sys.stdout.flush()
 
 

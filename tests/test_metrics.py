@@ -173,14 +173,21 @@ def test_what_the_engine_counts_is_told_after_its_next_work(fake: FakeServer) ->
 
 
 def test_a_prompt_is_encoded_once(server: Server) -> None:
-    def made() -> tuple[float, float]:
+    def make() -> None:
         body = {"prompt": "a prompt that no other test has", "steps": 1, "guidance_scale": 1}
         assert httpx.post(server.url + "/v1/images/generations", json=body, timeout=60).status_code == 200
+
+    def counts() -> tuple[float, float]:
         found = Scrape(server.url)
         return found("prompt_cache_misses_total"), found("prompt_cache_hits_total")
 
-    first, second = made(), made()
-    assert second == (first[0], first[1] + 1)
+    make()  # whatever ran before, the engine's state is of now
+    before = counts()
+    make()
+    assert counts() == (before[0], before[1] + 1)
+    body = {"prompt": "and another", "steps": 1, "guidance_scale": 1, "n": 3}
+    assert httpx.post(server.url + "/v1/images/generations", json=body, timeout=60).status_code == 200
+    assert counts() == (before[0] + 1, before[1] + 3), "one is encoded for all three"
     found = Scrape(server.url)
     assert found("memory_used_bytes") > 1e6
     assert found("step_flops_total", model="tiny-sdxl") > 1e6, "counted when the model was measured"
