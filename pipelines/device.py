@@ -3,13 +3,15 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from pipelines.budgets import AUTO_RAM, AUTO_VRAM, Budgets, budget_bytes, machine_memory
 from pipelines.errors import DeviceError, DeviceLost
+from pipelines.state import DeviceFacts
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,11 @@ class Device:
         dtype: torch.dtype = self.dtype if wanted == "auto" else getattr(torch, wanted)
         return dtype
 
+    @property
+    def facts(self) -> DeviceFacts:
+        """It without torch's types."""
+        return DeviceFacts(self.name, self.torch_device.type, _name(self.dtype), self.memory_bytes)
+
     def budgets(self, vram: str = "auto", ram: str = "auto") -> Budgets:
         """What the two settings come to here; with one memory for both, nothing is left for parked models.
 
@@ -43,7 +50,7 @@ class Device:
 
     def __str__(self) -> str:
         memory = f"{self.memory_bytes / 2**30:.0f} GiB"
-        return f"{self.name} ({self.torch_device.type}, {memory}, {str(self.dtype).removeprefix('torch.')})"
+        return f"{self.name} ({self.torch_device.type}, {memory}, {_name(self.dtype)})"
 
 
 def synchronize(device: torch.device) -> None:
@@ -52,6 +59,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def memory_used(device: torch.device) -> int | None:
+    """Bytes in use: of a CUDA device, whoever uses them; elsewhere of this process. None from a device that is lost."""
+    with suppress(RuntimeError):
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            return int(total - free)
+        return int(torch.mps.driver_allocated_memory() if device.type == "mps" else psutil.Process().memory_info().rss)
+    return None
 
 
 @contextmanager
@@ -135,3 +152,7 @@ def _mps(wanted: str) -> Device:
 def _cpu(wanted: str) -> Device:
     threads = torch.get_num_threads()
     return Device(torch.device("cpu"), f"CPU, {threads} threads", torch.float32, machine_memory(), own_memory=False)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

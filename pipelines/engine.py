@@ -5,9 +5,8 @@ encode -> begin -> step, step, step -> finish, and a preview between any two ste
 place, so its neighbours never notice.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -20,13 +19,13 @@ from pipelines.budgets import Budgets
 from pipelines.catalog import ModelEntry
 from pipelines.decoding import decode
 from pipelines.denoising import Conditioning, Denoising
-from pipelines.device import Device, raise_if_lost, repeatable, synchronize
+from pipelines.device import Device, memory_used, raise_if_lost, repeatable, synchronize
 from pipelines.errors import ImageTooLarge, PreviewFailed
 from pipelines.family import Family
 from pipelines.fitting import Fitting
 from pipelines.isolation import Isolation
 from pipelines.loading import quiet_libraries
-from pipelines.preview import Previewer, clean_latents, draw, new_previewer
+from pipelines.preview import Previewer, clean_latents, draw, previewer_of
 from pipelines.profile import Profile
 from pipelines.profiling import profile_of
 from pipelines.progress import LoadStage, Progress, untold
@@ -34,12 +33,10 @@ from pipelines.reading import Reader
 from pipelines.request import BatchKey, ImageRequest
 from pipelines.residency import Residency, free_memory
 from pipelines.speed import keep_compiled
-from pipelines.state import EngineState
+from pipelines.state import Counts, DeviceFacts, EngineState
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 
 def _verb(function: Callable[Concatenate["Engine", P], T]) -> Callable[Concatenate["Engine", P], T]:
@@ -69,6 +66,7 @@ class Engine:
 
     def __init__(self, device: Device, budgets: Budgets | None = None, folder: Path | None = None) -> None:
         self.device = device
+        self._counts = Counts()
         self._profiles = folder and folder / "profiles"
         self._reader = Reader(device)
         self._residency = Residency(device, budgets or device.budgets())
@@ -81,10 +79,22 @@ class Engine:
             keep_compiled(folder / "compiled")
 
     @property
+    def facts(self) -> DeviceFacts:
+        """What never changes; from any thread."""
+        return self.device.facts
+
+    @property
     def state(self) -> EngineState:
         """What there is to know of it now."""
         models = self._residency
-        return EngineState(models.resident, models.parked, self._fitting.row_caps, models.weight_bytes)
+        return EngineState(
+            resident=models.resident,
+            parked=models.parked,
+            row_caps=self._fitting.row_caps,
+            weight_bytes=models.weight_bytes,
+            memory_used=memory_used(self.device.torch_device),
+            counts=self._counts.copy(),
+        )
 
     def family(self, entry: ModelEntry) -> Family:
         """A loaded model's networks, for whoever measures or compares them."""
@@ -159,7 +169,8 @@ class Engine:
         """Encode prompts together; in each place the conditioning, or why that one failed."""
         family, isolation = self._residency.get(entry), self._isolation(entry)
         crowd = [request for request in requests if not request.deterministic]
-        encoded = iter(isolation.run(crowd, family.encode) if crowd else ())
+        with self._counting(family):
+            encoded = iter(isolation.run(crowd, family.encode) if crowd else ())
 
         def alone(some: Sequence[ImageRequest]) -> list[Conditioning]:
             return [family.encode_alone(some[0])]
@@ -193,6 +204,7 @@ class Engine:
                 for image, prediction in zip(batch, predictions, strict=True)
             ]
         if isolation.halved:
+            self._counts.splits += sum(len(part) > 1 for part in isolation.halved)
             fitted, lacking = ([_rows(part) for part in parts] for parts in (isolation.fitted, isolation.halved))
             self._fitting.halved(BatchKey.of(entry, batch[0].request), fitted, lacking)
         # The one wait of a step: without it progress runs ahead of the GPU.
@@ -232,15 +244,18 @@ class Engine:
         return self._isolation(entry).run([image], lambda _: [clean_latents(image, entry.prediction)])[0]
 
     def _previewer(self, family: Family) -> Previewer | None:
-        """A loaded model's previewer, made once; None where it could not be, which costs nobody a picture."""
+        """A loaded model's previewer, made once."""
         if family not in self._previewers:
-            previewer: Previewer | None = None
-            try:
-                previewer = new_previewer(family)
-            except Exception as error:
-                log.warning("no previews of model %r: %s", family.entry.name, str(error)[:600] or type(error).__name__)
-            self._previewers[family] = previewer
+            self._previewers[family] = previewer_of(family)
         return self._previewers[family]
+
+    @contextmanager
+    def _counting(self, family: Family) -> Iterator[None]:
+        """Count what the text encoders do, and what they are spared, for images; not for measurements."""
+        kept, encoded = family.cache.hits, family.cache.misses
+        yield
+        self._counts.prompts_kept += family.cache.hits - kept
+        self._counts.prompts_encoded += family.cache.misses - encoded
 
     def _begin(self, entry: ModelEntry, request: ImageRequest, text: Conditioning) -> Denoising | Exception:
         family = self._residency.get(entry)

@@ -1,5 +1,6 @@
 """Previews: what a picture in the making will look like, guessed at from the network's last answer."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pipelines.errors import PreviewFailed
 from pipelines.family import Family
 from pipelines.loading import load_preview_decoder
 from pipelines.samplers import Prediction
+
+log = logging.getLogger(__name__)
 
 MAX_SIDE = 256
 """The longest side of a preview, in pixels."""
@@ -105,6 +108,15 @@ def new_previewer(family: Family) -> Previewer:
         return LinearPreviewer.fit(family)
     channels = family.vae.config.latent_channels
     return DecoderPreviewer(load_preview_decoder(family.entry, channels, family.dtype).to(family.device))
+
+
+def previewer_of(family: Family) -> Previewer | None:
+    """A model's previewer; None where there can be none, which costs nobody a picture."""
+    try:
+        return new_previewer(family)
+    except Exception as error:
+        log.warning("no previews of model %r: %s", family.entry.name, str(error)[:600] or type(error).__name__)
+        return None
 
 
 def clean_latents(image: Denoising, prediction: Prediction) -> torch.Tensor:

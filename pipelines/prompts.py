@@ -42,9 +42,14 @@ def count_tokens(tokenizer: Any, texts: Sequence[str], max_length: int, marks: i
 
 
 class EmbeddingCache(Generic[Key, Value]):
-    """The embeddings used last; a miss is encoded together with the other misses of its batch."""
+    """The embeddings used last; a miss is encoded together with the other misses of its batch.
+
+    `hits` and `misses` count the texts that were asked for; one that is asked for twice at once is encoded once.
+    """
 
     def __init__(self, capacity: int = 256) -> None:
+        self.hits = 0
+        self.misses = 0
         self._capacity = capacity
         self._kept: OrderedDict[Key, Value] = OrderedDict()
 
@@ -56,6 +61,8 @@ class EmbeddingCache(Generic[Key, Value]):
         """The value of each key, calling `encode` at most once, with every key that is not kept."""
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
         fresh = dict(zip(missing, encode(missing), strict=True)) if missing else {}
+        self.misses += len(missing)
+        self.hits += len(keys) - len(missing)
         found = {key: fresh[key] if key in fresh else self._kept[key] for key in keys}
         for key, value in found.items():
             self._kept[key] = value

@@ -26,7 +26,9 @@ from server.disconnect import ClientGone
 from server.errors import handle, request_id
 from server.gpu import WorkerThread
 from server.jobs import Jobs
+from server.metrics import Metrics, Snapshot
 from server.openapi import openapi_config
+from server.overview import Overview
 from server.resuming import resume
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
@@ -84,6 +86,7 @@ async def _services(
     gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     try:
         engine = await gpu(new_engine)
+        metrics = Metrics()
         scheduler = Scheduler(
             engine,
             gpu,
@@ -92,12 +95,15 @@ async def _services(
             queue_limit=settings.queue_limit,
             queue_seconds=settings.queue_seconds,
             idle_seconds=60 * settings.idle_unload,
+            meter=metrics,
         )
+        metrics.registry.register(Snapshot(scheduler, settings.data))
         weights = WeightHashes(settings.data / CACHE_NAME)
         jobs = Jobs(database, settings.data, scheduler, weights)
         await jobs.recover()
         readiness = Readiness({"models": "the default model is loading"})
-        services = Services(settings, Catalogue(catalog), scheduler, jobs, weights, readiness)
+        overview = Overview(scheduler, metrics)
+        services = Services(settings, Catalogue(catalog), scheduler, jobs, weights, readiness, metrics, overview)
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))
         helping = [watch(gpu), resume(jobs, catalog), _follow(services)]

@@ -1,4 +1,4 @@
-"""The command line: `darkroom serve | generate | models | doctor`."""
+"""The command line: `darkroom serve | generate | models | doctor | top`."""
 
 import logging
 import sys
@@ -93,3 +93,20 @@ def doctor() -> None:
     for finding in findings:
         click.echo(str(finding))
     sys.exit(any(finding.problem for finding in findings))
+
+
+@main.command()
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the server answers.")
+@click.option("--once", is_flag=True, help="Print one frame and exit; so does output that is no terminal.")
+def top(url: str, once: bool) -> None:
+    """Watch a running server: device, models, the pictures at work, the queue. q leaves."""
+    from server.terminal import print_once, watch
+    from server.top import Unreachable
+
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter("it must begin with http:// or https://.", param_hint="--url")
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not once
+    try:
+        (watch if interactive else print_once)(url.rstrip("/"))
+    except Unreachable as error:
+        raise click.ClickException(str(error)) from None

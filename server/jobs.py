@@ -15,6 +15,7 @@ from server.errors import EngineLost, Interrupted, explain, public
 from server.keeping import Kept, discard, keep
 from server.orders import Order, to_job
 from server.scheduling.loop import Scheduler
+from server.scheduling.meter import JobEnd
 from server.scheduling.queue import Submission, Ticket
 from server.weights import WeightHashes
 from storage.database import Database
@@ -182,9 +183,7 @@ class Jobs:
 
     async def _make(self, run: _Run, job: JobRecord) -> list[Kept | BaseException]:
         """In each image's place its picture, or why there is none."""
-        keeping = [
-            asyncio.create_task(self._keep(run.order, index, ticket)) for index, ticket in enumerate(run.tickets)
-        ]
+        keeping = [asyncio.create_task(self._keep(run.order, index, one)) for index, one in enumerate(run.tickets)]
         try:
             await run.begun.wait()
             if run.stopped is None:
@@ -257,6 +256,8 @@ class Jobs:
         return EngineLost(job.id) if left.status is JobStatus.PENDING else error
 
     def _forget(self, task: "asyncio.Task[Result]") -> None:
-        del self._under_way[task]
+        run = self._under_way.pop(task)
         if not task.cancelled():
-            task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
+            error = task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
+            kept = 0 if error else len(task.result().images)
+            self._scheduler.books.meter.job_ended(JobEnd(run.order.entry.name, len(run.order.requests), kept, error))

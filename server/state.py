@@ -7,6 +7,8 @@ from pipelines.catalog import Catalog
 from server.catalogue import Catalogue
 from server.errors import ModelUnavailable
 from server.jobs import Jobs
+from server.metrics import Metrics
+from server.overview import Overview
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
 from server.weights import WeightHashes
@@ -38,6 +40,8 @@ class Services:
     jobs: Jobs
     weights: WeightHashes
     readiness: Readiness
+    metrics: Metrics
+    overview: Overview
 
     @property
     def catalog(self) -> Catalog:

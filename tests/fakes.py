@@ -12,7 +12,7 @@ from pipelines.errors import NoRoom
 from pipelines.profile import Profile
 from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
-from pipelines.state import EngineState
+from pipelines.state import Counts, DeviceFacts, EngineState
 
 FLAT = Profile(flops=(0.0, 1.0, 0.0), steps=((1.0, 0.001), (1e12, 0.001)), encode_seconds=1e-4, decode_seconds=1e-8)
 """A step takes as long with many rows as with one, as the fake's do."""
@@ -65,9 +65,13 @@ class FakeEngine:
     loads: list[str] = field(default_factory=list)
     resident: list[str] = field(default_factory=list)
 
+    facts: DeviceFacts = DeviceFacts("a fake")
+    memory_used: int = 0
+    counts: Counts = field(default_factory=Counts)
+
     @property
     def state(self) -> EngineState:
-        return EngineState(resident=tuple(self.resident))
+        return EngineState(resident=tuple(self.resident), memory_used=self.memory_used, counts=self.counts.copy())
 
     def read(self, entry: ModelEntry, progress: Any) -> str:
         if entry.name in self.failing:

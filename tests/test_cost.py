@@ -97,3 +97,13 @@ def test_a_new_profile_replaces_what_was_seen_before() -> None:
     cost.observe_step(SMALL, 2, 0.5)
     cost.adopt("m", PROFILE)
     assert cost.step_seconds(SMALL, 2) == pytest.approx(0.010)
+
+
+def test_operations_are_counted_once_a_model_was_measured() -> None:
+    cost = CostModel()
+    assert cost.flops(SMALL, 2) == 0, "nobody knows"
+    assert list(cost.seen(SMALL.model)) == []
+    cost.adopt(SMALL.model, PROFILE)
+    assert cost.flops(SMALL, 2) == 2 * PROFILE.row_flops(SMALL.width * SMALL.height)
+    cost.observe_step(SMALL, 4, 0.1)
+    assert {size: list(rows) for size, rows in cost.seen(SMALL.model).items()} == {(SMALL.width, SMALL.height): [4]}

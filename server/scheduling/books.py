@@ -46,7 +46,7 @@ class Books:
         """A forward pass and the samplers' steps after it."""
         self.cost.observe_step(key, rows, seconds)
         self.clock.advance(seconds)
-        self.meter.stepped(key, images, rows, seconds)
+        self.meter.stepped(key, images, rows, seconds, self.cost.flops(key, rows))
 
     def decoded(self, key: BatchKey, images: int, seconds: float) -> None:
         """Some images became pictures."""

@@ -1,5 +1,6 @@
 """What the work ahead costs, from profiles measured at load and corrected by everything that ran. Pure: no clock."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from pipelines.profile import Profile
@@ -58,6 +59,15 @@ class CostModel:
     def profile(self, model: str) -> Profile:
         """A model's profile, without its corrections."""
         return self._model(model).profile
+
+    def flops(self, key: BatchKey, rows: int) -> float:
+        """Floating-point operations of one forward pass, as counted at load; 0 where they never were."""
+        profile = self.profile(key.model)
+        return 0.0 if profile is UNMEASURED else profile.row_flops(_pixels(key)) * rows
+
+    def seen(self, model: str) -> Mapping[tuple[int, int], Collection[int]]:
+        """The sizes of which steps of this model ran, the first seen first, and with how many rows."""
+        return self._model(model).shapes
 
     def observe_step(self, key: BatchKey, rows: int, seconds: float) -> None:
         """Learn from one real step."""

@@ -40,19 +40,27 @@ class Plan:
         return self.clock.received(self.owner, self.entered) / self.solo
 
 
-def forecast(plans: Sequence[Plan], clock: FairClock, cost: CostModel, caps: Caps, until: int | None = None) -> None:
+def forecast(
+    plans: Sequence[Plan],
+    clock: FairClock,
+    cost: CostModel,
+    caps: Caps,
+    until: int | None = None,
+    most_looks: int = MOST_LOOKS,
+) -> None:
     """Fill in each plan's `done`, in seconds from now, as if nobody else came.
 
     Args:
         plans: every image there is.
         clock: the fair clock as it stands.
         until: the order of the image to stop at, when only that one's end is asked for.
+        most_looks: at an image; what is not forecast by then is reckoned in bulk.
     """
     ahead = clock.copy()
     left = [replace(plan, clock=ahead) for plan in plans]
     ends: dict[int, float] = {}
     now, looks = 0.0, 0
-    while left and looks < MOST_LOOKS and (until is None or until not in ends):
+    while left and looks < most_looks and (until is None or until not in ends):
         looks += len(left)
         batch = ride([plan for plan in left if plan.evaluations_left], cost, caps, len(left))
         began = now

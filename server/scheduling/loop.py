@@ -60,7 +60,7 @@ class Scheduler:
         meter: Meter | None = None,
     ) -> None:
         self.books = Books(meter or Meter())
-        self.visits = Visits(engine, gpu)
+        self.visits = Visits(engine, gpu, self.books.meter)
         self.models = Models(self.visits, loader, self.books, idle_seconds)
         self.previews = Previews(self.visits)
         self.outlook = Outlook(self.books, self.cap, queue_limit=queue_limit, queue_seconds=queue_seconds)

@@ -121,7 +121,7 @@ class Models:
             self.loading = None
         self.used(entry.identity)
         self._settle(entry)
-        self._books.meter.loaded(entry.name, monotonic() - began)
+        self._books.meter.loaded(entry.name, parked, monotonic() - began)
         return True
 
     async def unload_one(self, needed: Collection[str]) -> bool:
@@ -131,7 +131,6 @@ class Models:
             return False
         await self._visits(partial(self._visits.engine.unload, stale))
         log.info("unloaded model %s", stale.partition("@")[0])
-        self._books.meter.unloaded(stale.partition("@")[0])
         return True
 
     def _settle(self, entry: ModelEntry, error: Exception | None = None) -> None:

@@ -6,7 +6,7 @@ from math import ceil
 from pipelines.catalog import ModelEntry
 from pipelines.request import BatchKey, ImageRequest
 from server.scheduling.books import Books
-from server.scheduling.forecast import Plan, forecast
+from server.scheduling.forecast import MOST_LOOKS, Plan, forecast
 from server.scheduling.policy import Caps
 from server.scheduling.queue import QueueFull, Stage, Ticket
 
@@ -54,10 +54,10 @@ class Outlook:
         forecast(plans, self._clock, self._cost, self._caps, until=ticket.order)
         return next(plan.done or 0.0 for plan in plans if plan.order == ticket.order)
 
-    def ends(self, tickets: Sequence[Ticket]) -> list[float]:
+    def ends(self, tickets: Sequence[Ticket], most_looks: int = MOST_LOOKS) -> list[float]:
         """The same for all of them."""
         plans: list[Plan] = [ticket.plan for ticket in tickets]
-        forecast(plans, self._clock, self._cost, self._caps)
+        forecast(plans, self._clock, self._cost, self._caps, most_looks=most_looks)
         return [plan.done or 0.0 for plan in plans]
 
     def positions(self, tickets: Sequence[Ticket]) -> dict[int, int]:

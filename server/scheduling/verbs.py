@@ -10,8 +10,9 @@ from pipelines.catalog import ModelEntry
 from pipelines.profile import Profile
 from pipelines.progress import Progress
 from pipelines.request import ImageRequest
-from pipelines.state import EngineState
+from pipelines.state import DeviceFacts, EngineState
 from server.gpu import WorkerThread
+from server.scheduling.meter import Meter
 
 T = TypeVar("T")
 
@@ -25,10 +26,12 @@ PATIENCE_FACTOR = 20
 class EngineVerbs(Protocol):
     """What the scheduler asks of an engine; a list holds a failure in the failed one's place.
 
-    All of it is the GPU thread's, but for `read`, which is the loader thread's and touches nothing that others see.
-    A model is there after make_room, read, place.
+    All of it is the GPU thread's, but for `read`, which is the loader thread's and touches nothing that others see, and
+    `facts`, which never change. A model is there after make_room, read, place.
     """
 
+    @property
+    def facts(self) -> DeviceFacts: ...
     @property
     def state(self) -> EngineState: ...
     def make_room(self, entry: ModelEntry, busy: Collection[str]) -> None: ...
@@ -55,11 +58,12 @@ class _Visit(Generic[T]):
 class Visits:
     """The way to the engine: one visit to its thread at a time, each of which brings back the engine's state."""
 
-    def __init__(self, engine: EngineVerbs, gpu: WorkerThread) -> None:
+    def __init__(self, engine: EngineVerbs, gpu: WorkerThread, meter: Meter) -> None:
         self.engine = engine
         self.state = EngineState()
         """The engine's, when the GPU thread last reported."""
         self._gpu = gpu
+        self._meter = meter
 
     async def __call__(self, work: Callable[[], T], expected: float | None = None) -> tuple[T, float]:
         """Have the GPU thread do some work; its result and its seconds. What it raised is raised here.
@@ -72,6 +76,8 @@ class Visits:
         """
         patience = inf if expected is None else max(LEAST_PATIENCE, PATIENCE_FACTOR * expected)
         visit = await self._gpu.within(patience, _visited, self.engine, work)
+        for gone in set(self.state.resident) - set(visit.state.resident):
+            self._meter.unloaded(gone.partition("@")[0], gone in visit.state.parked)
         self.state = visit.state
         if isinstance(visit.outcome, Exception):
             raise visit.outcome
