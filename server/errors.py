@@ -66,6 +66,13 @@ class ModelUnavailable(Exception):
         super().__init__(f"The model {name!r} cannot be loaded; the server's log and `darkroom doctor` say why.")
 
 
+class NoPreview(Exception):
+    """There is nothing to be seen of a picture: not yet, not any more, or not by the one who asks."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"There is no picture {number} of yours in the making of which anything can be seen now.")
+
+
 class Interrupted(Exception):
     """The server stops, or its scheduler did."""
 
@@ -104,6 +111,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     CrossSite: Answer(403, "cross_site"),
     UnknownModel: Answer(404, "model_not_found"),
     NotFound: Answer(404, "not_found"),
+    NoPreview: Answer(404, "not_found"),
     BodyTooSlow: Answer(408, "request_timeout", retry=True),
     BodyTooLarge: Answer(413, "request_too_large"),
     WrongMediaType: Answer(415, "unsupported_media_type"),

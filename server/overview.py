@@ -168,6 +168,7 @@ def _image(ticket: Ticket, place: int | None, ends: dict[int, float], now: float
     """One image's facts, but for what is its owner's alone."""
     end = ends.get(ticket.order)
     return {
+        "id": ticket.order,
         "position": place,
         "stage": ticket.stage,
         "model": model_name(ticket.key.model),

@@ -123,9 +123,7 @@ def test_retry_after_is_about_half_the_backlog_within_what_clients_heed() -> Non
     assert view.retry_after(tickets) == MAX_RETRY_AFTER
 
 
-def test_places_in_line_follow_the_ends_and_not_the_arrivals() -> None:
+def test_one_image_s_end_is_the_same_alone_and_among_all() -> None:
     view, tickets = outlook(3)
-    tickets[0].request = request(steps=400)
     tickets[0].evaluations_left = 400
-    assert view.positions(tickets)[0] == 2
-    assert view.end_of(tickets[0], tickets) == max(view.ends(tickets))
+    assert view.end_of(tickets[0], tickets) == max(view.ends(tickets)) == view.ends(tickets)[0]

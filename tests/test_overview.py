@@ -2,12 +2,14 @@
 
 import itertools
 import json
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from pipelines.catalog import Catalog
 from pipelines.errors import CheckpointError
@@ -176,3 +178,18 @@ def test_a_parked_model_says_so() -> None:
     state = SimpleNamespace(resident=(), parked=(entry().identity,))
     onlooker = Overview(SimpleNamespace(visits=SimpleNamespace(state=state)), Metrics())  # type: ignore[arg-type]
     assert onlooker._place(entry(), False) == "parked"
+
+
+def test_a_picture_in_the_making_can_be_looked_at(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as fake:
+        fake.post()
+        with calling(fake, steps=150):
+            fake.engine.step_seconds = 0.02
+            eventually(lambda: look(fake.url, "queue")["images"])
+            (image,) = look(fake.url, "queue")["images"]
+            eventually(lambda: look(fake.url, "queue")["images"][0]["step"] > 1)
+            answer = httpx.get(f"{fake.url}/api/v1/queue/{image['id']}/preview")
+            assert answer.status_code == 200 and answer.headers["content-type"] == "image/webp"
+            assert Image.open(BytesIO(answer.content)).size == (8, 8)
+        missing = httpx.get(f"{fake.url}/api/v1/queue/99/preview")
+        assert missing.status_code == 404 and missing.json()["error"]["code"] == "not_found"

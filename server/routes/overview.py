@@ -1,12 +1,16 @@
 """What the server is doing, and what it can do: for the web page, for `darkroom top` and for other programs."""
 
+import asyncio
 from typing import Annotated, Any
 
-from litestar import Controller, get
+from litestar import Controller, Response, get
 from litestar.di import NamedDependency
-from litestar.params import QueryParameter
+from litestar.params import FromPath, QueryParameter
 
-from server.state import Services
+from server.errors import NoPreview
+from server.state import LOCAL_OWNER, Services
+from storage.encoding import encode
+from storage.media import ImageFormat
 
 
 class ServerOverview(Controller):
@@ -21,6 +25,18 @@ class ServerOverview(Controller):
     ) -> dict[str, Any]:
         """The images that wait or run, when they will be done, and how the last minute was."""
         return {"success": True, "data": services.overview.queue(limit)}
+
+    @get("/queue/{number:int}/preview", media_type="image/webp")
+    async def preview(self, services: NamedDependency[Services], number: FromPath[int]) -> Response[bytes]:
+        """What one of the caller's own pictures looks like by now: small, and drawn when it is asked for."""
+        ticket = services.scheduler.line.find(number)
+        image = None
+        if ticket is not None and ticket.owner == LOCAL_OWNER:
+            image = await services.scheduler.previews.of(ticket)
+        if image is None:
+            raise NoPreview(number)
+        content = await asyncio.to_thread(encode, image, ImageFormat.WEBP, {})
+        return Response(content, headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
 
     @get("/capabilities", sync_to_thread=False)
     def capabilities(self, services: NamedDependency[Services]) -> dict[str, Any]:

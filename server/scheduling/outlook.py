@@ -8,7 +8,7 @@ from pipelines.request import BatchKey, ImageRequest
 from server.scheduling.books import Books
 from server.scheduling.forecast import MOST_LOOKS, Plan, forecast
 from server.scheduling.policy import Caps
-from server.scheduling.queue import QueueFull, Stage, Ticket
+from server.scheduling.queue import QueueFull, Ticket
 
 MAX_RETRY_AFTER = 120
 """Seconds; OpenAI's clients do not heed a longer Retry-After."""
@@ -59,13 +59,6 @@ class Outlook:
         plans: list[Plan] = [ticket.plan for ticket in tickets]
         forecast(plans, self._clock, self._cost, self._caps, most_looks=most_looks)
         return [plan.done or 0.0 for plan in plans]
-
-    def positions(self, tickets: Sequence[Ticket]) -> dict[int, int]:
-        """By order: how many of these images will be done first, of those that have not begun; absent once begun."""
-        ends = zip(self.ends(tickets), tickets, strict=True)
-        ranked = sorted((end, ticket.order, ticket.stage) for end, ticket in ends)
-        waiting = [order for _, order, stage in ranked if stage is Stage.WAITING]
-        return {order: place for place, order in enumerate(waiting)}
 
     def _seconds(self, key: BatchKey, rows: int, evaluations: int) -> float:
         return self._cost.share_seconds(key, rows, evaluations, self._caps(key))

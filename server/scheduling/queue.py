@@ -186,6 +186,10 @@ class Line:
         """Those that somebody still waits for."""
         return [ticket for ticket in self._tickets.values() if ticket.live]
 
+    def find(self, order: int) -> Ticket | None:
+        """The one of this number, while it is there."""
+        return self._tickets.get(order)
+
     def at(self, *stages: Stage) -> list[Ticket]:
         """Those that stand at one of these stages."""
         return [ticket for ticket in self.tickets if ticket.stage in stages]
