@@ -24,6 +24,7 @@ from tests.fake_server import FakeServer, calling, eventually, serving
 from tests.fakes import FakeEngine, entry, request
 
 IMAGE = {
+    "id",
     "position",
     "stage",
     "model",

@@ -165,6 +165,12 @@ def test_a_swap_that_is_due_holds_back_the_models_in_its_way_but_no_higher_class
     assert not_held(ready, [*ready, Picture(2, OTHER, shares=1.0)], lambda model: set()) == ready
 
 
+def test_models_whose_turn_it_is_do_not_hold_each_other_for_ever() -> None:
+    eldest, other = Picture(0, shares=2.5), Picture(1, OTHER, shares=2.0)
+    assert not_held([eldest], [eldest, other], crowding) == [eldest]
+    assert not_held([other], [eldest, other], crowding) == []
+
+
 def test_decoding_is_by_key_and_bounded_by_pixels() -> None:
     huge = BatchKey("m", 2048, 1024)
     assert orders(decode([Picture(0, huge), Picture(1, SMALL), Picture(2, huge), Picture(3, huge)])) == [0, 2]

@@ -11,8 +11,8 @@ from server.scheduling.policy import Caps, ride
 STRIDE = 8
 """Steps that one look at the queue decides: between them only ages change, and those change little."""
 
-MOST_LOOKS = 20_000
-"""Looks at an image that a forecast may take, a few microseconds each; the rest of a long queue is reckoned in bulk."""
+MOST_LOOKS = 3_000
+"""Looks at an image that a forecast may take, on the event loop; the rest of a queue is reckoned in bulk."""
 
 
 @dataclass(eq=False, kw_only=True)

@@ -97,13 +97,14 @@ def ride(images: Sequence[C], costs: Costs, caps: Caps, crowd: int) -> list[C]:
     """
     if not images:
         return []
-    foremost = max(_rank(image) for image in images)
+    ranked = [(_rank(image), image) for image in images]
+    foremost = max(rank for rank, _ in ranked)
     top = max(image.priority for image in images)
     power = min(MOST_EFFICIENCY, crowd / CROWD)
     best: list[C] = []
     highest = -1.0
-    for key in dict.fromkeys(image.key for image in images if _rank(image) == foremost):
-        alike = [image for image in images if image.key == key]
+    for key in dict.fromkeys(image.key for rank, image in ranked if rank == foremost):
+        alike = [(rank, image) for rank, image in ranked if image.key == key]
         batch, value = _best_of(alike, top, power, costs, caps(key))
         if value > highest:
             best, highest = batch, value
@@ -152,17 +153,24 @@ def not_held(ready: Sequence[C], waiting: Sequence[C], crowding: Callable[[str],
     """Of the images that could be begun, those that need not wait for a swap of models.
 
     A swap is due once an image whose model finds no room has had a whole share of the device's time go by. The models
-    in its way then drain: none of their images is begun but those of a higher class.
+    in its way then drain: none of their images is begun that has waited for less, in shares, but those of a higher
+    class. Whoever waited longest is held by nobody, so each swap lets somebody go on.
 
     Args:
         crowding: the models that find no room while a given one has images in flight.
     """
     due = [image for image in waiting if image.shares >= SWAP_SHARES]
-    held = {
-        model: max((image.priority for image in due if image.key.model in crowding(model)), default=-ABOVE_ALL)
-        for model in {image.key.model for image in ready}
-    }
-    return [image for image in ready if image.priority > held[image.key.model]]
+    in_the_way = {model: crowding(model) for model in {image.key.model for image in ready}} if due else {}
+
+    def held(image: C) -> bool:
+        return any(
+            other.shares > image.shares
+            and other.priority >= image.priority
+            and other.key.model in in_the_way[image.key.model]
+            for other in due
+        )
+
+    return [image for image in ready if not due or not held(image)]
 
 
 def _rank(image: Candidate) -> tuple[int, int]:
@@ -172,13 +180,15 @@ def _rank(image: Candidate) -> tuple[int, int]:
     return image.priority, 2 if image.shares >= MOST_SHARES else 1 if image.pressing else 0
 
 
-def _best_of(images: Sequence[C], top: int, power: float, costs: Costs, most: int) -> tuple[list[C], float]:
-    """Of one key's images, those whose step has the highest value per second, and that value."""
+def _best_of(
+    ranked: Sequence[tuple[tuple[int, int], C]], top: int, power: float, costs: Costs, most: int
+) -> tuple[list[C], float]:
+    """Of one key's images, with their ranks, those whose step has the highest value per second, and that value."""
     chosen: list[C] = []
     best: tuple[int, float] = (0, -1.0)
     rows, value = 0, 0.0
-    ranked = [(_rank(image), _worth(image, top), -image.order, image) for image in images]
-    for _, worth, _, image in sorted(ranked, key=lambda entry: entry[:3], reverse=True):
+    entries = [(rank, _worth(image, top), -image.order, image) for rank, image in ranked]
+    for _, worth, _, image in sorted(entries, key=lambda entry: entry[:3], reverse=True):
         if chosen and rows + image.rows > most:
             continue
         chosen.append(image)
