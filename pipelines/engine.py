@@ -20,7 +20,7 @@ from pipelines.catalog import ModelEntry
 from pipelines.decoding import decode
 from pipelines.denoising import Conditioning, Denoising
 from pipelines.device import Device, memory_used, raise_if_lost, repeatable, synchronize
-from pipelines.errors import ImageTooLarge, PreviewFailed
+from pipelines.errors import ImageTooLarge, NotRead, PreviewFailed
 from pipelines.family import Family
 from pipelines.fitting import Fitting
 from pipelines.isolation import Isolation
@@ -155,6 +155,7 @@ class Engine:
         self._previewer(self._residency.get(entry))
         progress(LoadStage.PLACING, 1.0)
 
+    @_verb
     def unload(self, identity: str) -> None:
         """Forget a model, on the device and in host memory; the caller sees to it that nobody uses it."""
         self._residency.unload(identity)
@@ -162,6 +163,8 @@ class Engine:
     @_verb
     def measure(self, entry: ModelEntry) -> Profile:
         """What a loaded model's work costs here: measured, or remembered from when it was."""
+        if entry.identity not in self._residency.resident:
+            raise NotRead(f"model {entry.name!r} had to make room before it was measured.")
         return profile_of(self._residency.get(entry), self.device, self._profiles)
 
     @_verb

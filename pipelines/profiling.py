@@ -148,7 +148,8 @@ def _digest(family: Family, device: Device) -> str:
     """What a profile depends on: the device, torch, and what the networks are; not what they have learnt."""
     shapes = [tuple(weight.shape) for module in (*family.modules, family.vae) for weight in module.parameters()]
     size = (family.entry.width, family.entry.height)
-    said = (VERSION, str(device), torch.__version__, str(family.dtype), family.entry.speed, size, shapes)
+    way = (str(family.dtype), family.entry.speed, family.offload)
+    said = (VERSION, str(device), torch.__version__, way, size, shapes)
     return hashlib.sha256(repr(said).encode()).hexdigest()[:24]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,17 @@ async def _services(
         services = Services(settings, Catalogue(catalog), scheduler, jobs, weights, readiness, metrics, overview)
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))
-        helping = [watch(gpu), resume(jobs, catalog), _follow(services)]
+        helping = [watch(gpu), resume(jobs, services.catalogue), _follow(services)]
         tasks = [*(asyncio.create_task(help) for help in helping), computing]
+        for task in tasks:
+            task.add_done_callback(_told)
         try:
             yield services
         finally:
             await jobs.close()
             for task in tasks:
                 task.cancel()
-                with suppress(asyncio.CancelledError, DeviceLost):
-                    await task
+            await asyncio.wait(tasks)
     finally:
         try:
             await database.close()
@@ -169,6 +170,12 @@ def _stopped(task: "asyncio.Task[None]", services: Services) -> None:
         log.critical("the scheduler stopped", exc_info=error)
         services.readiness.missing["scheduler"] = "it stopped unexpectedly; restart the server"
         services.jobs.stop()
+
+
+def _told(task: "asyncio.Task[None]") -> None:
+    """A part of the server that ends by an error says so, and the others go on."""
+    if not task.cancelled() and (error := task.exception()) and not isinstance(error, DeviceLost):
+        log.critical("a part of the server stopped", exc_info=error)
 
 
 def _from_state(state: State) -> Services:

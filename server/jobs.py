@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from uuid import uuid4
 
 from pipelines.errors import CheckpointError, DeviceLost
@@ -27,6 +28,9 @@ from storage.records import ENGINE_LOST, ImageRecord, JobRecord, JobStatus, NewI
 
 log = logging.getLogger(__name__)
 
+KEEPING_WEIGHT = 0.2
+"""Of the newest job in the mean of how long keeping takes."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,7 +40,7 @@ class Result:
     images: Sequence[ImageRecord]
     failures: dict[int, str]
     seconds: float
-    promised: float | None
+    promised: float
     prompt: TokenCount
     negative_prompt: TokenCount
 
@@ -75,6 +79,7 @@ class Jobs:
         self._weights = weights
         self._under_way: dict[asyncio.Task[Result], _Run] = {}
         self._reserved = 0
+        self._keeping = 0.0  # seconds from a job's last picture to its end, of late
         self._closed = False
 
     async def recover(self) -> None:
@@ -226,7 +231,9 @@ class Jobs:
         images = await self.images.of_job(order.owner_id, job.id)
         first = kept[0].picture
         seconds = max(one.picture.seconds for one in kept)
-        promised = max((one.picture.promised or 0.0 for one in kept), default=None)
+        promised = max(one.picture.promised or 0.0 for one in kept) + self._keeping
+        took = monotonic() - max(one.picture.finished for one in kept)
+        self._keeping += KEEPING_WEIGHT * (took - self._keeping)
         return Result(ended, images, reasons, seconds, promised, first.prompt, first.negative_prompt)
 
     async def _end(self, job: JobRecord, error: Exception, images: Sequence[NewImage]) -> Exception:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from pipelines.catalog import Catalog
+from server.catalogue import Catalogue
 from server.errors import Interrupted
 from server.jobs import Jobs
 from server.orders import from_job
@@ -13,7 +13,7 @@ from storage.records import JobRecord
 log = logging.getLogger(__name__)
 
 
-async def resume(jobs: Jobs, catalog: Catalog) -> None:
+async def resume(jobs: Jobs, catalogue: Catalogue) -> None:
     """Carry them out one after the other, so that one which breaks the engine again takes none of the others along.
 
     For the same reason those under which it broke least often go first.
@@ -21,17 +21,17 @@ async def resume(jobs: Jobs, catalog: Catalog) -> None:
     for job in sorted(await jobs.lost(), key=lambda job: job.losses):
         log.info("job %s goes on, under which the engine was lost", job.id)
         try:
-            await _resume(jobs, job, catalog)
+            await _resume(jobs, job, catalogue)
         except Interrupted:
             return
         except Exception as error:
             log.warning("job %s failed: %s", job.id, error)
 
 
-async def _resume(jobs: Jobs, job: JobRecord, catalog: Catalog) -> None:
+async def _resume(jobs: Jobs, job: JobRecord, catalogue: Catalogue) -> None:
     """Raises why the job failed; its row says so too."""
     try:
-        order = from_job(job, catalog)
+        order = from_job(job, catalogue.present)
     except Exception as error:
         await jobs.refuse(job, error)
         raise

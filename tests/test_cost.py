@@ -96,7 +96,10 @@ def test_a_new_profile_replaces_what_was_seen_before() -> None:
     cost = model()
     cost.observe_step(SMALL, 2, 0.5)
     cost.adopt("m", PROFILE)
-    assert cost.step_seconds(SMALL, 2) == pytest.approx(0.010)
+    assert cost.step_seconds(SMALL, 2) == pytest.approx(0.5), "the same one again, as when a model comes back"
+    slower = Profile(PROFILE.flops, ((4096.0, 0.030),), 0.002, 1e-6)
+    cost.adopt("m", slower)
+    assert cost.step_seconds(SMALL, 1) == pytest.approx(0.030)
 
 
 def test_operations_are_counted_once_a_model_was_measured() -> None:

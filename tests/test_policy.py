@@ -84,7 +84,7 @@ def test_a_small_shape_does_not_wait_for_a_large_one_that_costs_more() -> None:
 
 
 def test_a_backlog_makes_full_batches_worth_more() -> None:
-    lone = Picture(0, evaluations_left=5)
+    lone = Picture(0, evaluations_left=4)
     alike = [Picture(order, LARGE, evaluations_left=30) for order in range(1, 5)]
     assert riding(lone, *alike, crowd=1) == [0]
     assert riding(lone, *alike, crowd=50) == [1, 2, 3, 4]
@@ -127,7 +127,7 @@ def test_who_rides_next_and_right_after_is_begun_and_nobody_else() -> None:
 
 
 def test_a_key_that_is_served_already_does_not_hold_up_a_better_one() -> None:
-    assert admitted([Picture(9), Picture(10, LARGE, evaluations_left=2)], [Picture(o) for o in range(4)]) == [10]
+    assert admitted([Picture(9), Picture(10, LARGE, evaluations_left=1)], [Picture(o) for o in range(4)]) == [10]
 
 
 def test_what_is_begun_is_bounded_even_where_newcomers_are_ever_better() -> None:

@@ -474,3 +474,45 @@ async def test_what_is_expected_of_an_image_is_told_with_its_picture() -> None:
         await submit(scheduler).future
         picture = await submit(scheduler, steps=100).future
     assert picture.promised is not None and picture.promised > 50 * 0.001 * 0.01
+
+
+class OneMemoryEngine(FakeEngine):
+    """Device and host share one memory: a model is evicted before the next one is read."""
+
+    def make_room(self, entry: ModelEntry, busy: Collection[str]) -> None:
+        if entry.identity not in self.resident and self.resident:
+            if set(self.resident) & set(busy):
+                self.refused += 1
+                raise NoRoom("There is no room.")
+            self.resident.clear()
+
+
+async def test_models_that_share_one_memory_do_not_swap_before_either_made_a_picture() -> None:
+    engine = OneMemoryEngine(resident_limit=1)
+    async with scheduling(engine) as scheduler:
+        tickets = [submit(scheduler, model) for model in "ab"]
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(ticket.future for ticket in tickets))
+    assert sorted(engine.loads) == ["a", "b"]
+
+
+async def test_a_model_that_cannot_be_measured_works_all_the_same() -> None:
+    class Unmeasurable(FakeEngine):
+        def measure(self, entry: ModelEntry) -> Any:
+            raise RuntimeError("out of memory, planted")
+
+    async with scheduling(Unmeasurable()) as scheduler:
+        assert isinstance(await submit(scheduler).future, Picture)
+        assert scheduler.books.cost.step_seconds(submit(scheduler).key, 2) < 0.01, "its steps taught what they cost"
+
+
+async def test_a_deadline_that_comes_near_is_seen_between_two_steps() -> None:
+    engine = FakeEngine(step_seconds=0.01)
+    async with scheduling(engine, max_rows=2) as scheduler:
+        await submit(scheduler).future
+        others = [submit(scheduler, seed=seed, steps=40) for seed in range(4)]
+        await until(lambda: others[0].step > 2)
+        wish = request(steps=60, prompt="urgent")
+        ticket = scheduler.submit(entry(), wish, Submission(deadline=2 * 60 * 0.012))
+        await ticket.future
+        assert sum(other.live for other in others) >= 2, "it did not wait for all of them"

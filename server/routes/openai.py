@@ -100,7 +100,7 @@ def _response(order: Order, result: Result, data: list[dict[str, Any]]) -> dict[
         "size": f"{first.width}x{first.height}",
         "usage": _usage(result),
         "generationTime": round(result.seconds, 3),
-        "estimatedTime": None if result.promised is None else round(result.promised, 3),
+        "estimatedTime": round(result.promised, 3),
         "cost": result.job.cost,
     }
     warnings = [f"image {index} failed: {reason}" for index, reason in sorted(result.failures.items())]

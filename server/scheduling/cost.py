@@ -52,7 +52,9 @@ class CostModel:
         self._rates: dict[tuple[BatchKey, int], float] = {}
 
     def adopt(self, model: str, profile: Profile) -> None:
-        """Take a model's measured profile; what was observed of the model before was measured against another."""
+        """Take a model's measured profile; against the same one, what was observed of the model before counts on."""
+        if self._model(model).profile == profile:
+            return
         self._models[model] = _Model(profile)
         self._forget(model)
 

@@ -87,9 +87,9 @@ class Scheduler:
 
     def check_room(self, entry: ModelEntry, requests: Sequence[ImageRequest], reserved: int = 0) -> None:
         """Raise QueueFull unless these images, and so many more that are reserved, may be submitted."""
-        seconds = self.outlook.work(entry, requests)
         try:
-            self.outlook.check_room(self.line.tickets, len(requests) + reserved, seconds)
+            work = self.outlook.work(entry, requests)
+            self.outlook.check_room(self.line.tickets, len(requests) + reserved, work)
         except QueueFull:
             self.books.meter.refused()
             raise
@@ -148,6 +148,7 @@ class Scheduler:
                 ticket.fail(lost)
             raise lost from None
         finally:
+            self.models.give_up()
             for ticket in self.line.tickets:
                 ticket.future.cancel()
 
@@ -169,8 +170,7 @@ class Scheduler:
         """Unload what is no longer wanted, or load the model of the foremost image that lacks one."""
         if await self.models.unload_one(self.line.needed):
             return True
-        entry = self.models.next(self.line.at(Stage.WAITING), self.line.busy)
-        if entry is None:
+        if (entry := self.models.next(self.line.at(Stage.WAITING), self.line.busy)) is None:
             return False
         try:
             await self.models.bring(entry, lambda: self.line.busy)
@@ -199,15 +199,14 @@ class Scheduler:
             if ticket.started is None:
                 ticket.started = monotonic()
                 self.books.meter.waited(ticket.priority, ticket.started - ticket.submitted)
+        work = partial(prepare, self._engine, entry, [ticket.request for ticket in batch])
         with self._failing(batch):
-            outcomes, seconds = await self.visits(
-                partial(prepare, self._engine, entry, [ticket.request for ticket in batch])
-            )
+            outcomes, seconds = await self.visits(work)
             if outcomes is None:
                 for ticket in batch:
                     ticket.stage = Stage.WAITING
                 self._load.set()
-                return False
+                return True
             self.books.encoded(batch[0].key, len(batch), seconds)
             for ticket, outcome in zip(batch, outcomes, strict=True):
                 self._begun(ticket, outcome)
@@ -235,6 +234,8 @@ class Scheduler:
             self.books.stepped(key, len(batch), rows, seconds)
             for ticket, failure in zip(batch, outcomes, strict=True):
                 self._stepped(ticket, failure)
+            if self.line.at(Stage.WAITING):
+                self._wake[Stage.WAITING].set()  # time passed: a deadline may press, somebody's share may be up
         return True
 
     def _stepped(self, ticket: Ticket, failure: Exception | None) -> None:
@@ -250,8 +251,7 @@ class Scheduler:
 
     async def _decode_some(self) -> bool:
         """Turn finished latents into pictures, several at once."""
-        batch = policy.decode(self.line.at(Stage.DECODING))
-        if not batch:
+        if not (batch := policy.decode(self.line.at(Stage.DECODING))):
             return False
         with self._failing(batch):
             images = [ticket.denoising for ticket in batch]
@@ -266,7 +266,7 @@ class Scheduler:
         return True
 
     def _ended(self, ticket: Ticket) -> None:
-        """A ticket's future is done, by whichever way: forget it, and let the next in line have its rows."""
+        """A ticket's future is done, by whichever way: the next in line may have its rows."""
         self.line.remove(ticket)
         self.books.clock.leave(ticket.owner)
         ticket.denoising = None
@@ -274,8 +274,8 @@ class Scheduler:
         ticket.watch(ticket)
 
     def _crowding(self, model: str) -> set[str]:
-        """The models for which there is no room while the busy ones and this one are there."""
-        return self.models.crowded_out(self.line.busy | {model})
+        """The models in whose way this one is."""
+        return self.models.crowding(model, self.line.busy)
 
     def _wake_all(self) -> None:
         """Somebody came or went: there may be something to load or to begin."""
@@ -295,6 +295,6 @@ class Scheduler:
     def _fail(self, batch: Sequence[Ticket], error: Exception) -> None:
         # A foreseen error explains itself; another needs its traceback.
         log.error("%d images failed: %s", len(batch), error, exc_info=not isinstance(error, PipelineError) and error)
-        for ticket in batch:
+        for ticket in [ticket for ticket in batch if ticket.live]:
             self.books.meter.failed(type(error).__name__)
             ticket.fail(error)

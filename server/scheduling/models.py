@@ -8,7 +8,7 @@ from functools import partial
 from time import monotonic
 
 from pipelines.catalog import ModelEntry
-from pipelines.errors import NoRoom, NotRead
+from pipelines.errors import DeviceLost, NoRoom, NotRead
 from pipelines.progress import LoadStage, Progress
 from server.gpu import WorkerThread
 from server.scheduling import policy
@@ -17,6 +17,9 @@ from server.scheduling.queue import Ticket
 from server.scheduling.verbs import Visits
 
 log = logging.getLogger(__name__)
+
+APART_SECONDS = 5 * 60
+"""How long two models that did not fit together are not tried again: a shortage may have had another cause."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Models:
         self._wanted: dict[str, tuple[ModelEntry, asyncio.Future[None]]] = {}
         self._retired = frozenset[str]()
         self._used: dict[str, float] = {}
-        self._apart = set[tuple[str, frozenset[str]]]()  # a model that did not fit beside others, and those others
+        self._apart: dict[tuple[str, frozenset[str]], float] = {}
+        """A model that did not fit beside others, those others, and until when that is believed."""
 
     def want(self, entry: ModelEntry) -> asyncio.Future[None]:
         """Have a model loaded before anybody asks for it; done when it is there, or raises why it cannot be."""
@@ -66,7 +70,18 @@ class Models:
 
     def crowded_out(self, busy: Collection[str]) -> set[str]:
         """The models for which there is no room while the busy ones stay."""
+        now = monotonic()
+        self._apart = {pair: until for pair, until in self._apart.items() if now < until}
         return {model for model, others in self._apart if others.issubset(busy) and model not in self.resident}
+
+    def crowding(self, model: str, busy: Collection[str]) -> set[str]:
+        """The models in whose way this one is, or would be, beside the busy ones."""
+        together = {model, *busy}
+        return {lacking for lacking in self.crowded_out(together) if lacking not in self._fitting_without(model, busy)}
+
+    def _fitting_without(self, model: str, busy: Collection[str]) -> set[str]:
+        """The models that find no room although this one is not there: it is not what they wait for."""
+        return self.crowded_out(set(busy) - {model})
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -97,6 +112,9 @@ class Models:
         began = monotonic()
         engine, progress = self._visits.engine, self._teller(entry)
         self._note(entry.name, LoadStage.CHECKING, 0.0)
+        # Images of the model that came last begin first, which makes it busy: else two models that find no room
+        # beside each other would swap without either making a picture.
+        await asyncio.sleep(0)
         beside = frozenset(busy())
         try:
             await self._visits(partial(engine.make_room, entry, beside))
@@ -105,12 +123,10 @@ class Models:
             beside = frozenset(busy())
             await self._visits(partial(engine.place, entry, family, beside, progress))
             del family  # this frame would keep its weights alive
-            self._note(entry.name, LoadStage.MEASURING, 0.0)
-            profile, _ = await self._visits(partial(engine.measure, entry))
-            self._books.measured(entry.identity, profile)
+            await self._measure(entry)
         except NoRoom as error:
             log.info("%s It waits until they are done.", error)
-            self._apart.add((entry.identity, beside))
+            self._apart[entry.identity, beside] = monotonic() + APART_SECONDS
             return False
         except NotRead:
             return False  # it was parked, and had to go meanwhile: the next turn reads it
@@ -123,6 +139,23 @@ class Models:
         self._settle(entry)
         self._books.meter.loaded(entry.name, parked, monotonic() - began)
         return True
+
+    async def _measure(self, entry: ModelEntry) -> None:
+        """Learn what a model's work costs here; where that fails, its first steps teach it."""
+        self._note(entry.name, LoadStage.MEASURING, 0.0)
+        try:
+            profile, _ = await self._visits(partial(self._visits.engine.measure, entry))
+        except (DeviceLost, NotRead):
+            raise
+        except Exception as error:
+            log.warning("model %s could not be measured (%s); its steps will tell", entry.name, error)
+        else:
+            self._books.measured(entry.identity, profile)
+
+    def give_up(self) -> None:
+        """Nothing is loaded any more: whoever wants a model ahead hears so."""
+        for _, future in self._wanted.values():
+            future.cancel()
 
     async def unload_one(self, needed: Collection[str]) -> bool:
         """Let one model go that is no longer offered or that nobody used for long; never one that is needed."""

@@ -29,10 +29,10 @@ BATCHES_BEGUN = 4
 URGENT_BATCHES = 8
 """The same for what would ride at once, so that a flood of ever shorter images cannot fill the memory."""
 
-CROWD = 5
+CROWD = 3
 """With so many images the efficiency counts once, with twice as many squared; found with scripts/simulate.py."""
 
-MOST_EFFICIENCY = 3.0
+MOST_EFFICIENCY = 4.0
 """The highest power of the efficiency."""
 
 CLASS_VALUE = 1 / 16

@@ -49,10 +49,10 @@ class Previews:
         """
         async with self._turn:
             drawn = self._drawn.get(ticket)
-            if drawn is not None and ticket.live and (drawn.step == ticket.step or drawn.fresh):
+            waits = monotonic() < self._allowed  # the device's time for previews is spent for now
+            if drawn is not None and ticket.live and (drawn.step == ticket.step or drawn.fresh or waits):
                 return drawn.image
-            await asyncio.sleep(self._allowed - monotonic())
-            if not ticket.live or ticket.stage not in (Stage.DENOISING, Stage.DECODING):
+            if waits or not ticket.live or ticket.stage not in (Stage.DENOISING, Stage.DECODING):
                 return None
             step, work = ticket.step, partial(self._visits.engine.preview, ticket.entry, [ticket.denoising])
             (outcome,), seconds = await self._visits(work)

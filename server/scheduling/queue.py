@@ -37,16 +37,16 @@ class Stage(StrEnum):
 class Picture:
     """A finished image: its pixels, how long it took from its first work to its last, and what its text came to.
 
-    `promised` is the seconds from submission to end that were expected when it was submitted, `seconds_waited` those
-    that went by before its first work.
+    `promised` is the seconds from submission to end that were expected when it was submitted, and `finished` when it
+    was done, by the monotonic clock.
     """
 
     image: Image
     seconds: float
     prompt: TokenCount
     negative_prompt: TokenCount
-    seconds_waited: float = 0.0
     promised: float | None = None
+    finished: float = field(default_factory=monotonic)
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,19 @@ class Ticket:
     denoising: Any = None
     step: int = field(default=0, init=False)
     evaluations_left: int = field(init=False)
+    rows: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.evaluations_left = self.request.steps
+        self.evaluations_left, self.rows = self.request.steps, self.request.rows
 
     def note(self) -> None:
         """Take down how far its denoising is, while the GPU thread is not at it."""
-        self.step = self.denoising.step
+        self.step, self.rows = self.denoising.step, self.denoising.rows
         self.evaluations_left = self.denoising.evaluations - self.denoising.evaluation
 
     @cached_property
     def key(self) -> BatchKey:
         return BatchKey.of(self.entry, self.request, self.order)
-
-    @property
-    def rows(self) -> int:
-        """Of its next forward pass: an image may end its guidance before its last step."""
-        return self.request.rows if self.denoising is None else int(self.denoising.rows)
 
     @property
     def priority(self) -> int:
@@ -160,7 +156,6 @@ class Ticket:
             seconds=monotonic() - started,
             prompt=text.prompt,
             negative_prompt=text.negative_prompt,
-            seconds_waited=started - self.submitted,
             promised=self.promised,
         )
 
