@@ -55,14 +55,14 @@ def test_the_knee_is_where_the_device_is_full() -> None:
 
 def test_real_steps_correct_their_rows_their_shape_and_their_model() -> None:
     cost = model()
-    for _ in range(60):
+    for _ in range(200):
         cost.observe_step(SMALL, 2, 0.020)
     assert cost.step_seconds(SMALL, 2) == pytest.approx(0.020)
     assert cost.step_seconds(SMALL, 4) == pytest.approx(0.020), "the nearest rows that were seen"
     assert cost.step_seconds(LARGE, 1) == pytest.approx(0.020), "the model as a whole"
     cost.observe_step(LARGE, 1, 0.010)
     assert cost.step_seconds(LARGE, 1) == pytest.approx(0.010), "its own shape counts more"
-    for _ in range(60):
+    for _ in range(200):
         cost.observe_step(SMALL, 2, 0.005)
     assert cost.step_seconds(SMALL, 2) == pytest.approx(0.005, rel=0.01), "it follows the device"
 
@@ -71,7 +71,7 @@ def test_encoding_and_decoding_are_corrected_too() -> None:
     cost = model()
     assert cost.encode_seconds("m") == 0.002
     assert cost.decode_seconds(SMALL) == pytest.approx(4096e-6)
-    for _ in range(60):
+    for _ in range(200):
         cost.observe_encode("m", 4, 0.016)
         cost.observe_decode(SMALL, 2, 0.016384)
     assert cost.encode_seconds("m") == pytest.approx(0.004)

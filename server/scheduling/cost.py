@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pipelines.profile import Profile
 from pipelines.request import BatchKey
 
-SMOOTHING = 0.2
-"""Weight of the newest observation in the exponentially weighted means."""
+SMOOTHING = 0.05
+"""Weight of the newest observation in the exponentially weighted means, once there are enough: about a picture's steps.
+
+With more weight, an estimate of a whole picture would hang on its last few steps, which a busy machine scatters."""
 
 KNEE_SLACK = 0.05
 """Rows within this share of the best throughput are as good as the best: more only make everybody wait longer."""
@@ -23,9 +25,12 @@ class _Ratio:
     """How much longer things take than the profile says: an exponentially weighted mean of what was observed."""
 
     value: float | None = None
+    seen: int = 0
 
     def observe(self, ratio: float) -> None:
-        self.value = ratio if self.value is None else self.value + SMOOTHING * (ratio - self.value)
+        self.seen += 1
+        weight = max(SMOOTHING, 1 / self.seen)  # the first ones count alike
+        self.value = ratio if self.value is None else self.value + weight * (ratio - self.value)
 
 
 @dataclass
