@@ -8,6 +8,7 @@ import torch
 
 from pipelines.catalog import LINEAR, ModelEntry, Offload
 from pipelines.device import Device
+from pipelines.errors import CheckpointError
 from pipelines.families import families
 from pipelines.family import Family
 from pipelines.progress import Progress, untold
@@ -48,7 +49,13 @@ class Reader:
         elif entry.offload is not Offload.NONE:
             log.warning("model %s: offload saves nothing here, where device and host share one memory", entry.name)
         family.prepare()
-        family.park(pinned=cuda, progress=progress)
+        try:
+            family.park(pinned=cuda, progress=progress)
+        except (RuntimeError, OSError) as error:
+            raise CheckpointError(
+                f"model {entry.name!r} finds no room in the machine's memory: {error}; close other programs, or choose"
+                " a smaller `dtype` or `variant` in models.toml."
+            ) from None
         return family
 
     def expected_bytes(self, entry: ModelEntry) -> int:

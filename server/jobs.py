@@ -17,6 +17,7 @@ from server.keeping import Kept, discard, keep
 from server.orders import Order, to_job
 from server.scheduling.loop import Scheduler
 from server.scheduling.meter import JobEnd
+from server.scheduling.outlook import Reserved
 from server.scheduling.queue import Submission, Ticket
 from server.weights import WeightHashes
 from storage.database import Database
@@ -50,6 +51,8 @@ class _Run:
     """One order under way. Its task is never cancelled, since a file or a row may be half-way; its tickets are."""
 
     order: Order
+    work: float
+    """Seconds of the device, as reckoned when it was accepted."""
     job: JobRecord | None = None
     tickets: list[Ticket] = field(default_factory=list)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,7 +81,7 @@ class Jobs:
         self._scheduler = scheduler
         self._weights = weights
         self._under_way: dict[asyncio.Task[Result], _Run] = {}
-        self._reserved = 0
+        self._reserved = Reserved()
         self._keeping = 0.0  # seconds from a job's last picture to its end, of late
         self._closed = False
 
@@ -117,8 +120,10 @@ class Jobs:
         if self._closed:
             raise Interrupted
         self._scheduler.check_room(order.entry, order.requests, self._reserved)
-        self._reserved += len(order.requests)
-        run = _Run(order, job)
+        self._reserved.images += len(order.requests)
+        work = self._scheduler.outlook.work(order.entry, order.requests)
+        self._reserved.seconds += work
+        run = _Run(order, work, job)
         task = asyncio.create_task(self._carry_out(run))
         self._under_way[task] = run
         self._weights.begin(order.entry, anew=order.entry.identity not in self._scheduler.models.resident)
@@ -177,7 +182,8 @@ class Jobs:
         try:
             job = run.job or await self._jobs.insert(to_job(run.order))
         finally:
-            self._reserved -= len(run.order.requests)
+            self._reserved.images -= len(run.order.requests)
+            self._reserved.seconds -= run.work
         if run.stopped is None:  # nothing was awaited since, so the room that was reserved is still there
             wanted = Submission(run.order.priority, run.order.owner_id, run.order.deadline)
             run.tickets = [

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 # Okabe and Ito's palette, which colour-blind people can tell apart (https://jfly.uni-koeln.de/color/).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -32,6 +33,8 @@ def plot_serving(results: Mapping[str, Any], title: str, path: Path) -> None:
             latency.plot(rates, values, line, color=colour, marker=marker, markersize=4, label=f"{system}, {percent}")
         goodput.plot(rates, [run["goodput"] for run in runs], "-o", color=colour, markersize=4, label=system)
     latency.set_yscale("log")
+    for formatter in (latency.yaxis.set_major_formatter, latency.yaxis.set_minor_formatter):
+        formatter(StrMethodFormatter("{x:g}"))
     for axes in (latency, goodput):
         axes.axvline(results["lock_capacity"], color=INK, linewidth=0.8, linestyle=":")
         axes.set_xlabel("requests a second")

@@ -105,9 +105,14 @@ class CostModel:
         return self._known[key, rows]
 
     def expected_step(self, key: BatchKey, rows: int) -> float | None:
-        """The same once a step of this shape ran; the first of a shape may have kernels to compile."""
-        ran = (key.width, key.height) in self._model(key.model).shapes
+        """The same once such a step ran; the first of its kind may have kernels to compile."""
+        ran = rows in self._model(key.model).shapes.get((key.width, key.height), {})
         return self.step_seconds(key, rows) if ran else None
+
+    def knows(self, model: str) -> bool:
+        """Whether anything of a model was measured, or seen."""
+        known = self._model(model)
+        return known.profile is not UNMEASURED or known.steps.value is not None
 
     def expected_decode(self, key: BatchKey, images: int) -> float | None:
         """Seconds of decoding so many images, once this model decoded any."""

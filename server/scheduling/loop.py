@@ -25,7 +25,7 @@ from server.scheduling import policy
 from server.scheduling.books import Books
 from server.scheduling.meter import Meter
 from server.scheduling.models import Models
-from server.scheduling.outlook import Outlook
+from server.scheduling.outlook import Outlook, Reserved
 from server.scheduling.previews import Previews
 from server.scheduling.queue import Line, Picture, QueueFull, Stage, Submission, Ticket
 from server.scheduling.verbs import EngineVerbs, Visits, prepare
@@ -85,11 +85,11 @@ class Scheduler:
         """The most rows a forward pass of this key may have."""
         return min(self._max_rows, self.visits.state.row_caps.get(key.shared, self._max_rows))
 
-    def check_room(self, entry: ModelEntry, requests: Sequence[ImageRequest], reserved: int = 0) -> None:
-        """Raise QueueFull unless these images, and so many more that are reserved, may be submitted."""
+    def check_room(self, entry: ModelEntry, requests: Sequence[ImageRequest], reserved: Reserved | None = None) -> None:
+        """Raise QueueFull unless these images may be submitted beside those there is room reserved for."""
         try:
             work = self.outlook.work(entry, requests)
-            self.outlook.check_room(self.line.tickets, len(requests) + reserved, work)
+            self.outlook.check_room(self.line.tickets, len(requests), work, reserved or Reserved())
         except QueueFull:
             self.books.meter.refused()
             raise

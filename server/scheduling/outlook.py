@@ -1,6 +1,7 @@
 """What can be told of the future: backlog, Retry-After, each image's place in line and end."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 
 from pipelines.catalog import ModelEntry
@@ -12,6 +13,14 @@ from server.scheduling.queue import QueueFull, Ticket
 
 MAX_RETRY_AFTER = 120
 """Seconds; OpenAI's clients do not heed a longer Retry-After."""
+
+
+@dataclass
+class Reserved:
+    """Room given to requests whose images are not in line yet: how many, and the seconds of the device they need."""
+
+    images: int = 0
+    seconds: float = 0.0
 
 
 class Outlook:
@@ -41,11 +50,12 @@ class Outlook:
         """Whole seconds until about half of the work is done, 1 to MAX_RETRY_AFTER."""
         return max(1, min(MAX_RETRY_AFTER, ceil(self.backlog(tickets) / 2)))
 
-    def check_room(self, tickets: Sequence[Ticket], images: int, seconds: float) -> None:
-        """Raise QueueFull unless so many more images, of so much work together, may be submitted."""
-        if len(tickets) + images > self._queue_limit:
+    def check_room(self, tickets: Sequence[Ticket], images: int, seconds: float, reserved: Reserved) -> None:
+        """Raise QueueFull unless so many more images, of so much work, may be submitted beside the reserved ones."""
+        if len(tickets) + images + reserved.images > self._queue_limit:
             raise QueueFull(f"{self._queue_limit} images", self.retry_after(tickets))
-        if tickets and self.backlog(tickets) + seconds > self._queue_seconds:
+        ahead = self.backlog(tickets) + reserved.seconds
+        if (tickets or reserved.images) and ahead + seconds > self._queue_seconds:
             raise QueueFull(f"{self._queue_seconds:g} seconds of work", self.retry_after(tickets))
 
     def end_of(self, ticket: Ticket, tickets: Sequence[Ticket]) -> float:
@@ -61,4 +71,5 @@ class Outlook:
         return [plan.done or 0.0 for plan in plans]
 
     def _seconds(self, key: BatchKey, rows: int, evaluations: int) -> float:
-        return self._cost.share_seconds(key, rows, evaluations, self._caps(key))
+        """Nothing of a model that was never measured: nobody is turned away on a guess, while the first one loads."""
+        return self._cost.share_seconds(key, rows, evaluations, self._caps(key)) if self._cost.knows(key.model) else 0.0
