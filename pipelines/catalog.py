@@ -111,6 +111,11 @@ class ModelEntry:
         return without_t5 if self.vae is None else (*without_t5, "vae")
 
 
+def name_of(identity: str) -> str:
+    """The name in an entry's `identity`."""
+    return identity.partition("@")[0]
+
+
 @dataclass(frozen=True)
 class Catalog:
     """The models this server offers.

@@ -5,12 +5,12 @@ read -> on the device <-> parked in host memory -> forgotten
 
 import gc
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import torch
 
 from pipelines.budgets import Budgets, gigabytes
-from pipelines.catalog import ModelEntry, Offload
+from pipelines.catalog import ModelEntry, Offload, name_of
 from pipelines.device import Device, is_out_of_memory, synchronize
 from pipelines.errors import CheckpointError, NoRoom, NotRead
 from pipelines.family import Family
@@ -180,11 +180,7 @@ class Residency:
         )
 
     def _no_room(self, entry: ModelEntry) -> str:
-        return f"There is no room for model {entry.name!r} beside {', '.join(_names(self._resident))}."
-
-
-def _names(identities: Iterable[str]) -> list[str]:
-    return [identity.partition("@")[0] for identity in identities]
+        return f"There is no room for model {entry.name!r} beside {', '.join(map(name_of, self._resident))}."
 
 
 def free_memory(device: torch.device) -> None:

@@ -154,7 +154,8 @@ async def _load_default(services: Services) -> None:
             services.weights.begin(entry)  # a hub's files are here only now
         log.info("ready: %s", ", ".join(services.scheduler.resident))
     finally:
-        services.readiness.missing.pop("models", None)
+        if services.catalog.resolve(None).identity == entry.identity:  # else the one that took its place is loading
+            services.readiness.missing.pop("models", None)
 
 
 def _stopped(task: "asyncio.Task[None]", services: Services) -> None:

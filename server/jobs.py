@@ -55,6 +55,8 @@ class _Run:
     """Seconds of the device, as reckoned when it was accepted."""
     job: JobRecord | None = None
     tickets: list[Ticket] = field(default_factory=list)
+    promised: float = 0.0
+    """Seconds that its pictures were expected to take when they were put in line."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: Exception | None = None
 
@@ -170,7 +172,7 @@ class Jobs:
         try:
             if run.stopped is not None:
                 raise run.stopped
-            return await self._complete(run.order, job, made)
+            return await self._complete(run, job, made)
         except Exception as error:
             heard = await self._end(job, error, [kept.image for kept in made if isinstance(kept, Kept)])
             if heard is error:
@@ -190,6 +192,7 @@ class Jobs:
                 self._scheduler.submit(run.order.entry, request, wanted, lambda _: run.begun.set())
                 for request in run.order.requests
             ]
+            run.promised = self._scheduler.outlook.end_of(run.tickets, self._scheduler.line.tickets)
         return job
 
     async def _make(self, run: _Run, job: JobRecord) -> list[Kept | BaseException]:
@@ -214,13 +217,13 @@ class Jobs:
         weights = await self._weights.of(order.entry)
         return await asyncio.to_thread(keep, self.files, order, index, ticket.request, picture, weights)
 
-    async def _complete(self, order: Order, job: JobRecord, made: Sequence[Kept | BaseException]) -> Result:
+    async def _complete(self, run: _Run, job: JobRecord, made: Sequence[Kept | BaseException]) -> Result:
         """Write the rows of the pictures and the job's end; the first failure if there is no picture."""
         if lost := next((one for one in made if isinstance(one, DeviceLost)), None):
             raise lost  # one image fails alone; without a device the whole job is done again
         kept = [one for one in made if isinstance(one, Kept)]
         failures = {
-            index: public(one, order.entry.name) for index, one in enumerate(made) if isinstance(one, BaseException)
+            index: public(one, run.order.entry.name) for index, one in enumerate(made) if isinstance(one, BaseException)
         }
         if not kept:
             raise failures[0]
@@ -234,10 +237,10 @@ class Jobs:
             error_code="partly_failed" if failures else None,
             error_message="; ".join(f"image {index}: {reason}" for index, reason in reasons.items()) or None,
         )
-        images = await self.images.of_job(order.owner_id, job.id)
+        images = await self.images.of_job(run.order.owner_id, job.id)
         first = kept[0].picture
         seconds = max(one.picture.seconds for one in kept)
-        promised = max(one.picture.promised or 0.0 for one in kept) + self._keeping
+        promised = run.promised + self._keeping
         took = monotonic() - max(one.picture.finished for one in kept)
         self._keeping += KEEPING_WEIGHT * (took - self._keeping)
         return Result(ended, images, reasons, seconds, promised, first.prompt, first.negative_prompt)

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from pipelines.catalog import name_of
 from pipelines.request import BatchKey
 from server.disconnect import ClientGone
 from server.errors import explain
@@ -60,17 +61,17 @@ class Metrics(Meter):
         self._wait.labels(priority).observe(seconds)
 
     def encoded(self, key: BatchKey, images: int, seconds: float) -> None:
-        self._encode.labels(model_name(key.model)).observe(seconds)  # its images may be of several sizes
+        self._encode.labels(name_of(key.model)).observe(seconds)  # its images may be of several sizes
 
     def stepped(self, key: BatchKey, images: int, rows: int, seconds: float, flops: float) -> None:
-        model = model_name(key.model)
+        model = name_of(key.model)
         self.rows.add(rows)
         self._rows.labels(model).observe(rows)
         self._step.labels(model, self._size(key)).observe(seconds)
         self._flops.labels(model).inc(flops)
 
     def decoded(self, key: BatchKey, images: int, seconds: float) -> None:
-        self._decode.labels(model_name(key.model), self._size(key)).observe(seconds)
+        self._decode.labels(name_of(key.model), self._size(key)).observe(seconds)
 
     def loaded(self, model: str, parked: bool, seconds: float) -> None:
         self._load.labels(model, "host" if parked else "files").observe(seconds)
@@ -145,7 +146,7 @@ class Snapshot(Collector):
         state = self._scheduler.visits.state
         there = _labelled("model_loaded", "1 for each model in memory", "model", "place")
         for place, models in (("device", state.resident), ("host", state.parked)):
-            for name in dict.fromkeys(map(model_name, models)):
+            for name in dict.fromkeys(map(name_of, models)):
                 there.add_metric([name, place], 1)
         yield there
 
@@ -153,9 +154,9 @@ class Snapshot(Collector):
         cost = self._scheduler.books.cost
         caps = _labelled("rows_cap", "The most rows a forward pass may have", "model", "size")
         knees = _labelled("rows_knee", "Beyond so many rows throughput hardly grows", "model", "size")
-        for model in {model_name(model): model for model in self._scheduler.visits.state.resident}.values():
+        for model in {name_of(model): model for model in self._scheduler.visits.state.resident}.values():
             for width, height in list(cost.seen(model))[:MOST_SIZES]:
-                key, labels = BatchKey(model, width, height), [model_name(model), f"{width}x{height}"]
+                key, labels = BatchKey(model, width, height), [name_of(model), f"{width}x{height}"]
                 cap = self._scheduler.cap(key)
                 caps.add_metric(labels, cap)
                 knees.add_metric(labels, cost.knee(key, cap))
@@ -172,11 +173,6 @@ class Snapshot(Collector):
         yield _count("memory_splits", "Batches halved for want of memory", counts.splits)
         yield _count("prompt_cache_hits", "Texts whose embedding was there already", counts.prompts_kept)
         yield _count("prompt_cache_misses", "Texts that went through the encoders", counts.prompts_encoded)
-
-
-def model_name(identity: str) -> str:
-    """A model's name, of the identity of what is loaded of it."""
-    return identity.partition("@")[0]
 
 
 def _end(job: JobEnd) -> str:

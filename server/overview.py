@@ -6,13 +6,13 @@ from importlib.metadata import version
 from time import monotonic
 from typing import Any
 
-from pipelines.catalog import Catalog, ModelEntry
+from pipelines.catalog import Catalog, ModelEntry, name_of
 from pipelines.levers import QUALITY_STEPS
 from pipelines.quality import with_quality
 from pipelines.request import MAX_GUIDANCE, MAX_PROMPT_CHARACTERS, BatchKey, Wishes
 from pipelines.samplers import SAMPLERS, Prediction
 from server.generation import MAX_DEADLINE, MAX_IMAGES, MAX_PRIORITY
-from server.metrics import MOST_SIZES, Metrics, model_name
+from server.metrics import MOST_SIZES, Metrics
 from server.recent import WINDOW_SECONDS
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Stage, Ticket
@@ -171,7 +171,7 @@ def _image(ticket: Ticket, place: int | None, ends: dict[int, float], now: float
         "id": ticket.order,
         "position": place,
         "stage": ticket.stage,
-        "model": model_name(ticket.key.model),
+        "model": name_of(ticket.key.model),
         "width": ticket.request.width,
         "height": ticket.request.height,
         "step": ticket.step,

@@ -130,7 +130,8 @@ def test_retry_after_is_about_half_the_backlog_within_what_clients_heed() -> Non
     assert view.retry_after(tickets) == MAX_RETRY_AFTER
 
 
-def test_one_image_s_end_is_the_same_alone_and_among_all() -> None:
+def test_the_end_of_some_images_is_the_same_asked_for_alone_and_among_all() -> None:
     view, tickets = outlook(3)
     tickets[0].evaluations_left = 400
-    assert view.end_of(tickets[0], tickets) == max(view.ends(tickets)) == view.ends(tickets)[0]
+    assert view.end_of(tickets[:1], tickets) == max(view.ends(tickets)) == view.ends(tickets)[0]
+    assert view.end_of(tickets[1:], tickets) == max(view.ends(tickets)[1:]) < view.ends(tickets)[0]

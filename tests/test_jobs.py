@@ -312,3 +312,8 @@ def test_when_the_scheduler_dies_nobody_waits_for_ever(fake: FakeServer, monkeyp
     assert "scheduler" in httpx.get(fake.url + "/ready").json()["missing"]
     assert httpx.get(fake.url + "/health").status_code == 503
     assert fake.rows("SELECT status, error_code FROM jobs") == [("failed", "interrupted")]
+
+
+def test_an_answer_says_how_long_its_pictures_were_expected_to_take(fake: FakeServer) -> None:
+    fake.post()  # the model is there, and what its work costs is known
+    assert 0 < fake.post(n=2, steps=150).json()["estimatedTime"] < 10

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionXL
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.catalog import Catalog, ModelEntry
+from pipelines.catalog import Catalog, ModelEntry, name_of
 from pipelines.denoising import Denoising
 from pipelines.device import pick_device
 from pipelines.engine import Engine
@@ -288,7 +288,7 @@ def test_a_broken_checkpoint_leaves_the_models_before_it_working(models: Catalog
     with pytest.raises(CheckpointError, match="truncated"):
         engine.load(replace(good, name="bad", source=str(tmp_path / "bad")))
     assert picture(engine, good).tobytes() == before.tobytes()
-    assert [identity.partition("@")[0] for identity in engine.state.resident] == ["sdxl-folder"]
+    assert [name_of(identity) for identity in engine.state.resident] == ["sdxl-folder"]
 
 
 @pytest.mark.parametrize("name", ["sdxl-folder", "sdxl", "sd3-folder", "sd3"])

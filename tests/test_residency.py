@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines.budgets import Budgets, budget_bytes, machine_memory
-from pipelines.catalog import Catalog, ModelEntry, Offload
+from pipelines.catalog import Catalog, ModelEntry, Offload, name_of
 from pipelines.device import Device, pick_device
 from pipelines.engine import Engine
 from pipelines.errors import CheckpointError, NoRoom, NotRead
@@ -44,7 +44,7 @@ def discrete() -> Device:
 
 
 def names(identities: tuple[str, ...]) -> list[str]:
-    return [identity.partition("@")[0] for identity in identities]
+    return [name_of(identity) for identity in identities]
 
 
 def resident(engine: Engine) -> list[str]:

@@ -146,7 +146,7 @@ class Server:
         image.entered = self.clock.enter(image.owner)
         self._images.append(image)
         if self._forecasts:
-            forecast(self._images, self.clock, self.cost, lambda key: self._most, until=image.order)
+            forecast(self._images, self.clock, self.cost, lambda key: self._most, until={image.order})
             image.promised, image.done = image.done, None
 
     def _share(self, image: Image) -> float:

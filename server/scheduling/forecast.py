@@ -1,6 +1,6 @@
 """When each image will be done: the policy itself, played forward over what is there now. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.request import BatchKey
@@ -45,7 +45,7 @@ def forecast(
     clock: FairClock,
     cost: CostModel,
     caps: Caps,
-    until: int | None = None,
+    until: Collection[int] = (),
     most_looks: int = MOST_LOOKS,
 ) -> None:
     """Fill in each plan's `done`, in seconds from now, as if nobody else came.
@@ -53,14 +53,15 @@ def forecast(
     Args:
         plans: every image there is.
         clock: the fair clock as it stands.
-        until: the order of the image to stop at, when only that one's end is asked for.
+        until: the orders of the images whose end is asked for, if not everybody's.
         most_looks: at an image; what is not forecast by then is reckoned in bulk.
     """
     ahead = clock.copy()
     left = [replace(plan, clock=ahead) for plan in plans]
+    asked = set(until) or {plan.order for plan in plans}
     ends: dict[int, float] = {}
     now, looks = 0.0, 0
-    while left and looks < most_looks and (until is None or until not in ends):
+    while left and looks < most_looks and not asked <= ends.keys():
         looks += len(left)
         batch = ride([plan for plan in left if plan.evaluations_left], cost, caps, len(left))
         began = now

@@ -17,7 +17,7 @@ from itertools import count
 from time import monotonic
 from typing import Any
 
-from pipelines.catalog import ModelEntry
+from pipelines.catalog import ModelEntry, name_of
 from pipelines.errors import DeviceLost, PipelineError
 from pipelines.request import BatchKey, ImageRequest
 from server.gpu import WorkerThread
@@ -27,13 +27,16 @@ from server.scheduling.meter import Meter
 from server.scheduling.models import Models
 from server.scheduling.outlook import Outlook, Reserved
 from server.scheduling.previews import Previews
-from server.scheduling.queue import Line, Picture, QueueFull, Stage, Submission, Ticket
+from server.scheduling.queue import ORDINARY, Line, Picture, QueueFull, Stage, Submission, Ticket
 from server.scheduling.verbs import EngineVerbs, Visits, prepare
 
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_SECONDS = 5.0
 """How often the scheduler looks for models to unload that nobody's coming or going brings to its mind."""
+
+LOOK_SECONDS = 0.25
+"""How often it looks for images to begin that only time brings to the front, as a deadline or somebody's share does."""
 
 
 class Scheduler:
@@ -74,7 +77,7 @@ class Scheduler:
     @property
     def resident(self) -> list[str]:
         """The names of the models on the device."""
-        return [identity.partition("@")[0] for identity in self.models.resident]
+        return [name_of(identity) for identity in self.models.resident]
 
     @property
     def depth(self) -> int:
@@ -98,7 +101,7 @@ class Scheduler:
         self,
         entry: ModelEntry,
         request: ImageRequest,
-        wanted: Submission = Submission(),  # noqa: B008  # frozen
+        wanted: Submission = ORDINARY,
         watch: Callable[[Ticket], None] = lambda ticket: None,
     ) -> Ticket:
         """Queue one image. Whether there is room for it is `check_room`'s to say."""
@@ -108,12 +111,11 @@ class Scheduler:
         ticket.solo = self.books.solo_seconds(ticket)
         self.line.add(ticket)
         future.add_done_callback(lambda _: self._ended(ticket))
-        ticket.promised = self.outlook.end_of(ticket, self.line.tickets)
         self._wake_all()
         return ticket
 
     async def load(self, entry: ModelEntry) -> None:
-        """Load a model before anybody asks for it, once there is room beside the busy ones.
+        """Load a model before anybody asks for it; returns early where it must wait for room beside busy ones.
 
         Raises:
             CheckpointError: it cannot be loaded.
@@ -135,7 +137,8 @@ class Scheduler:
         """
         try:
             async with asyncio.TaskGroup() as workers:
-                workers.create_task(self._keep_house())
+                workers.create_task(self._wake_every(HOUSEKEEPING_SECONDS, self._load))
+                workers.create_task(self._wake_every(LOOK_SECONDS, self._wake[Stage.WAITING]))
                 workers.create_task(self._work(self._load, self._load_some))
                 workers.create_task(self._work(self._wake[Stage.WAITING], self._begin_some))
                 workers.create_task(self._work(self._wake[Stage.DENOISING], self._step_some))
@@ -160,11 +163,11 @@ class Scheduler:
             while await turn():
                 pass
 
-    async def _keep_house(self) -> None:
-        """Look now and then for models that only time has made idle."""
+    async def _wake_every(self, seconds: float, wake: asyncio.Event) -> None:
+        """Time alone may give a worker something to do."""
         while True:
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            self._load.set()
+            await asyncio.sleep(seconds)
+            wake.set()
 
     async def _load_some(self) -> bool:
         """Unload what is no longer wanted, or load the model of the foremost image that lacks one."""
@@ -185,9 +188,9 @@ class Scheduler:
 
     async def _begin_some(self) -> bool:
         """Encode prompts and draw the noise of the images next in line."""
-        waiting = self.line.at(Stage.WAITING)
+        waiting, busy = self.line.at(Stage.WAITING), self.line.busy
         ready = [ticket for ticket in waiting if ticket.key.model in self.models.resident]
-        ready = policy.not_held(ready, waiting, self._crowding)
+        ready = policy.not_held(ready, waiting, lambda model: self.models.crowding(model, busy))
         begun = self.line.at(Stage.ENCODING, Stage.DENOISING)
         batch = policy.admit(ready, begun, self.books.cost, self.cap, self._max_rows)
         if not batch:
@@ -234,18 +237,18 @@ class Scheduler:
             self.books.stepped(key, len(batch), rows, seconds)
             for ticket, failure in zip(batch, outcomes, strict=True):
                 self._stepped(ticket, failure)
-            if self.line.at(Stage.WAITING):
-                self._wake[Stage.WAITING].set()  # time passed: a deadline may press, somebody's share may be up
         return True
 
     def _stepped(self, ticket: Ticket, failure: Exception | None) -> None:
         if failure is not None:
             self._fail([ticket], failure)
         elif ticket.live:
+            rows = ticket.rows
             ticket.note()
             if not ticket.evaluations_left:
                 ticket.stage = Stage.DECODING
                 self._wake[Stage.DECODING].set()
+            if not ticket.evaluations_left or ticket.rows < rows:
                 self._wake[Stage.WAITING].set()
             ticket.watch(ticket)
 
@@ -272,10 +275,6 @@ class Scheduler:
         ticket.denoising = None
         self._wake_all()
         ticket.watch(ticket)
-
-    def _crowding(self, model: str) -> set[str]:
-        """The models in whose way this one is."""
-        return self.models.crowding(model, self.line.busy)
 
     def _wake_all(self) -> None:
         """Somebody came or went: there may be something to load or to begin."""

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
-from pipelines.catalog import ModelEntry
+from pipelines.catalog import ModelEntry, name_of
 from pipelines.errors import DeviceLost, NoRoom, NotRead
 from pipelines.progress import LoadStage, Progress
 from server.gpu import WorkerThread
@@ -53,7 +53,10 @@ class Models:
         """A model that did not fit beside others, those others, and until when that is believed."""
 
     def want(self, entry: ModelEntry) -> asyncio.Future[None]:
-        """Have a model loaded before anybody asks for it; done when it is there, or raises why it cannot be."""
+        """Have a model loaded before anybody asks for it.
+
+        Done when it is there, or once it is known to wait for room beside busy ones; or raises why it cannot be.
+        """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if entry.identity in self.resident:
             future.set_result(None)
@@ -63,6 +66,8 @@ class Models:
     def retire(self, identities: Collection[str]) -> None:
         """Name the models that are offered no longer, all of them: they leave once idle."""
         self._retired = frozenset(identities)
+        for identity in self._retired & self._wanted.keys():
+            self._settle(identity)
 
     def used(self, identity: str) -> None:
         """Somebody's image is made with it."""
@@ -70,18 +75,17 @@ class Models:
 
     def crowded_out(self, busy: Collection[str]) -> set[str]:
         """The models for which there is no room while the busy ones stay."""
-        now = monotonic()
-        self._apart = {pair: until for pair, until in self._apart.items() if now < until}
-        return {model for model, others in self._apart if others.issubset(busy) and model not in self.resident}
+        return {lacking for lacking, others in self._pairs_apart() if others.issubset(busy)}
 
     def crowding(self, model: str, busy: Collection[str]) -> set[str]:
         """The models in whose way this one is, or would be, beside the busy ones."""
-        together = {model, *busy}
-        return {lacking for lacking in self.crowded_out(together) if lacking not in self._fitting_without(model, busy)}
+        there = {model, *busy}
+        return {lacking for lacking, others in self._pairs_apart() if model in others and others.issubset(there)}
 
-    def _fitting_without(self, model: str, busy: Collection[str]) -> set[str]:
-        """The models that find no room although this one is not there: it is not what they wait for."""
-        return self.crowded_out(set(busy) - {model})
+    def _pairs_apart(self) -> Iterable[tuple[str, frozenset[str]]]:
+        now = monotonic()
+        self._apart = {pair: until for pair, until in self._apart.items() if now < until}
+        return [pair for pair in self._apart if pair[0] not in self.resident]
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -96,14 +100,13 @@ class Models:
             return image.entry
         return next((entry for identity, (entry, _) in self._wanted.items() if identity not in lacking), None)
 
-    async def bring(self, entry: ModelEntry, busy: Callable[[], Collection[str]]) -> bool:
+    async def bring(self, entry: ModelEntry, busy: Callable[[], Collection[str]]) -> None:
         """Read a model's files unless it is parked, put it on the device, and learn what its work costs there.
+
+        Where there is no room for it, that is remembered, and it waits.
 
         Args:
             busy: the models with images in flight, which stay.
-
-        Returns:
-            False where there is no room for it beside those.
 
         Raises:
             CheckpointError: it cannot be loaded.
@@ -127,18 +130,18 @@ class Models:
         except NoRoom as error:
             log.info("%s It waits until they are done.", error)
             self._apart[entry.identity, beside] = monotonic() + APART_SECONDS
-            return False
+            self._tell(entry.identity)
         except NotRead:
-            return False  # it was parked, and had to go meanwhile: the next turn reads it
+            pass  # it was parked, and had to go meanwhile: the next turn reads it
         except Exception as error:
-            self._settle(entry, error)
+            self._settle(entry.identity, error)
             raise
+        else:
+            self.used(entry.identity)
+            self._settle(entry.identity)
+            self._books.meter.loaded(entry.name, parked, monotonic() - began)
         finally:
             self.loading = None
-        self.used(entry.identity)
-        self._settle(entry)
-        self._books.meter.loaded(entry.name, parked, monotonic() - began)
-        return True
 
     async def _measure(self, entry: ModelEntry) -> None:
         """Learn what a model's work costs here; where that fails, its first steps teach it."""
@@ -163,12 +166,17 @@ class Models:
         if stale is None:
             return False
         await self._visits(partial(self._visits.engine.unload, stale))
-        log.info("unloaded model %s", stale.partition("@")[0])
+        log.info("unloaded model %s", name_of(stale))
         return True
 
-    def _settle(self, entry: ModelEntry, error: Exception | None = None) -> None:
-        """Tell whoever wanted a model ahead what came of it."""
-        _, future = self._wanted.pop(entry.identity, (entry, None))
+    def _settle(self, identity: str, error: Exception | None = None) -> None:
+        """Whoever wanted a model ahead has it, or never will."""
+        self._tell(identity, error)
+        self._wanted.pop(identity, None)
+
+    def _tell(self, identity: str, error: Exception | None = None) -> None:
+        """Tell whoever wanted a model ahead what came of it so far."""
+        _, future = self._wanted.get(identity, (None, None))
         if future is not None and not future.done():
             future.set_result(None) if error is None else future.set_exception(error)
 

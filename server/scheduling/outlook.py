@@ -1,6 +1,6 @@
-"""What can be told of the future: backlog, Retry-After, each image's place in line and end."""
+"""What can be told of the future: backlog, Retry-After, and when each image will be done."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -28,7 +28,7 @@ class Outlook:
 
     Args:
         queue_limit: the most images that may wait or run.
-        queue_seconds: the most work, in seconds of the device, that may wait or run; an idle server takes any image.
+        queue_seconds: the most work, in seconds of the device, that may wait or run. An idle server takes any request.
     """
 
     def __init__(self, books: Books, caps: Caps, *, queue_limit: int, queue_seconds: float) -> None:
@@ -52,17 +52,19 @@ class Outlook:
 
     def check_room(self, tickets: Sequence[Ticket], images: int, seconds: float, reserved: Reserved) -> None:
         """Raise QueueFull unless so many more images, of so much work, may be submitted beside the reserved ones."""
+        if not tickets and not reserved.images:
+            return  # or a request that is larger than the bound could never be carried out
         if len(tickets) + images + reserved.images > self._queue_limit:
             raise QueueFull(f"{self._queue_limit} images", self.retry_after(tickets))
-        ahead = self.backlog(tickets) + reserved.seconds
-        if (tickets or reserved.images) and ahead + seconds > self._queue_seconds:
+        if self.backlog(tickets) + reserved.seconds + seconds > self._queue_seconds:
             raise QueueFull(f"{self._queue_seconds:g} seconds of work", self.retry_after(tickets))
 
-    def end_of(self, ticket: Ticket, tickets: Sequence[Ticket]) -> float:
-        """Seconds from now until this image is done, as if nobody else came."""
-        plans = [other.plan for other in tickets]
-        forecast(plans, self._clock, self._cost, self._caps, until=ticket.order)
-        return next(plan.done or 0.0 for plan in plans if plan.order == ticket.order)
+    def end_of(self, some: Collection[Ticket], tickets: Sequence[Ticket]) -> float:
+        """Seconds from now until the last of some images is done, as if nobody else came."""
+        plans = [ticket.plan for ticket in tickets]
+        orders = {ticket.order for ticket in some}
+        forecast(plans, self._clock, self._cost, self._caps, until=orders)
+        return max((plan.done or 0.0 for plan in plans if plan.order in orders), default=0.0)
 
     def ends(self, tickets: Sequence[Ticket], most_looks: int = MOST_LOOKS) -> list[float]:
         """The same for all of them."""

@@ -119,6 +119,8 @@ def admit(waiting: Sequence[C], begun: Sequence[C], costs: Costs, caps: Caps, mo
         begun: the images begun and not yet finished.
         most_rows: of any forward pass.
     """
+    if not waiting:
+        return []
     crowd = len(waiting) + len(begun)
     rows = sum(image.rows for image in begun)
     everybody = [*begun, *waiting]

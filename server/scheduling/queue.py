@@ -37,15 +37,13 @@ class Stage(StrEnum):
 class Picture:
     """A finished image: its pixels, how long it took from its first work to its last, and what its text came to.
 
-    `promised` is the seconds from submission to end that were expected when it was submitted, and `finished` when it
-    was done, by the monotonic clock.
+    `finished` is when it was done, by the monotonic clock.
     """
 
     image: Image
     seconds: float
     prompt: TokenCount
     negative_prompt: TokenCount
-    promised: float | None = None
     finished: float = field(default_factory=monotonic)
 
 
@@ -62,6 +60,10 @@ class Submission:
     priority: int = 0
     owner: str = ""
     deadline: float | None = None
+
+
+ORDINARY = Submission()
+"""Nothing but the image."""
 
 
 @dataclass(eq=False)
@@ -86,7 +88,6 @@ class Ticket:
     stage: Stage = Stage.WAITING
     submitted: float = field(default_factory=monotonic)
     started: float | None = None
-    promised: float | None = None
     denoising: Any = None
     step: int = field(default=0, init=False)
     evaluations_left: int = field(init=False)
@@ -156,7 +157,6 @@ class Ticket:
             seconds=monotonic() - started,
             prompt=text.prompt,
             negative_prompt=text.negative_prompt,
-            promised=self.promised,
         )
 
     def fail(self, error: BaseException) -> None:

@@ -6,7 +6,7 @@ from math import inf
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
-from pipelines.catalog import ModelEntry
+from pipelines.catalog import ModelEntry, name_of
 from pipelines.profile import Profile
 from pipelines.progress import Progress
 from pipelines.request import ImageRequest
@@ -77,7 +77,7 @@ class Visits:
         patience = inf if expected is None else max(LEAST_PATIENCE, PATIENCE_FACTOR * expected)
         visit = await self._gpu.within(patience, _visited, self.engine, work)
         for gone in set(self.state.resident) - set(visit.state.resident):
-            self._meter.unloaded(gone.partition("@")[0], gone in visit.state.parked)
+            self._meter.unloaded(name_of(gone), gone in visit.state.parked)
         self.state = visit.state
         if isinstance(visit.outcome, Exception):
             raise visit.outcome
