@@ -9,8 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytest
 from PIL import Image, ImageChops
 
 import server.catalogue
-from pipelines.catalog import Catalog, Look
+from pipelines.catalog import Catalog, Look, ModelEntry
 from pipelines.families import family_facts
 from pipelines.hashing import CACHE_NAME, FileHashes, model_hash
 from pipelines.models_toml import DEMO_CATALOG, load_catalog, look
@@ -27,7 +29,7 @@ from server.catalogue import Catalogue
 from storage.encoding import read_metadata
 from tests import tiny
 from tests.conftest import Server, serving_models
-from tests.fake_server import GENERATIONS, PATIENCE, FakeServer, eventually, serving
+from tests.fake_server import GENERATIONS, PATIENCE, FakeServer, Gate, GatedEngine, eventually, serving
 
 TABLE = '[models.{name}]\nfamily = "sdxl"\nsource = "{source}"\nsize = "32x32"\n{more}\n'
 
@@ -86,6 +88,38 @@ def fake(file: Path, **settings: Any) -> Iterator[FakeServer]:
 
 def ready(running: Server | FakeServer) -> httpx.Response:
     return httpx.get(running.url + "/ready")
+
+
+@dataclass
+class GatedReader(GatedEngine):
+    """Each read waits at a gate of its own."""
+
+    reads: list[Gate] = field(default_factory=lambda: [Gate(), Gate()])
+    begun: Iterator[int] = field(default_factory=count)
+
+    def read(self, entry: ModelEntry, progress: Any) -> str:
+        self.reads[next(self.begun)].enter()
+        return super().read(entry, progress)
+
+
+def test_a_default_edited_while_it_loads_is_ready_once_the_new_one_is_there(file: Path) -> None:
+    engine = GatedReader()
+    former, new = engine.reads
+    former.close()
+    new.close()
+    with serving(file.parent / "data", engine, catalog=read(file)) as running:
+        try:
+            assert former.reached.wait(PATIENCE)
+            save(file, table(source="./b"))
+            eventually(lambda: running.app.state.services.catalog.resolve(None).source.endswith("b"))
+            former.open()
+            assert new.reached.wait(PATIENCE)
+            assert ready(running).status_code == 503
+            new.open()
+            eventually(lambda: ready(running).status_code == 200)
+        finally:
+            former.open()
+            new.open()
 
 
 def post(running: Server | FakeServer, **fields: Any) -> httpx.Response:
