@@ -25,11 +25,11 @@ from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
 from server.errors import handle, request_id
 from server.gpu import WorkerThread
-from server.jobs import Jobs
+from server.jobs.jobs import Jobs
+from server.jobs.resuming import resume
 from server.metrics import Metrics, Snapshot
 from server.openapi import openapi_config
 from server.overview import Overview
-from server.resuming import resume
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
 from server.scheduling.verbs import EngineVerbs
@@ -100,7 +100,7 @@ async def _services(
         metrics.registry.register(Snapshot(scheduler, settings.data))
         weights = WeightHashes(settings.data / CACHE_NAME)
         jobs = Jobs(database, settings.data, scheduler, weights)
-        await jobs.recover()
+        await jobs.recover(catalog)
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
         services = Services(settings, Catalogue(catalog), scheduler, jobs, weights, readiness, metrics, overview)

@@ -25,7 +25,17 @@ from pipelines.errors import (
     UnknownModel,
 )
 from server.scheduling.queue import QueueFull
-from storage.errors import DatabaseBusy, DatabaseDamaged, DiskFault, DiskFull, MetadataTooLarge, NotFound
+from storage.errors import (
+    DatabaseBusy,
+    DatabaseDamaged,
+    DiskFault,
+    DiskFull,
+    IllegalTransition,
+    JobEnded,
+    KeyReused,
+    MetadataTooLarge,
+    NotFound,
+)
 from storage.records import ENGINE_LOST
 
 log = logging.getLogger(__name__)
@@ -80,6 +90,21 @@ class Interrupted(Exception):
         super().__init__("The server stopped before the job was done. Send it again once /ready answers 200.")
 
 
+class Cancelled(Exception):
+    """Somebody cancelled the job that its client waited for."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"Job {job_id} was cancelled.")
+
+
+class JobFailed(Exception):
+    """A job failed before, in the words of that time."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class EngineLost(Exception):
     """The device was lost under a job, which is queued again."""
 
@@ -112,9 +137,13 @@ ANSWERS: dict[type[Exception], Answer] = {
     UnknownModel: Answer(404, "model_not_found"),
     NotFound: Answer(404, "not_found"),
     NoPreview: Answer(404, "not_found"),
+    Cancelled: Answer(409, "cancelled"),
+    IllegalTransition: Answer(409, "illegal_transition"),
+    JobEnded: Answer(409, "job_ended"),
     BodyTooSlow: Answer(408, "request_timeout", retry=True),
     BodyTooLarge: Answer(413, "request_too_large"),
     WrongMediaType: Answer(415, "unsupported_media_type"),
+    KeyReused: Answer(422, "idempotency_key_reused"),
     ImageFailed: Answer(
         500, "generation_failed", says="The picture failed while it was computed; the server's log says why."
     ),
@@ -160,6 +189,8 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
 
 def explain(error: Exception) -> tuple[Answer, str]:
     """The answer to an exception and the message a client may read; an unforeseen one tells nothing of itself."""
+    if isinstance(error, JobFailed):
+        return next((answer for answer in ANSWERS.values() if answer.code == error.code), UNFORESEEN), str(error)
     for ancestor in type(error).__mro__:
         if ancestor in ANSWERS:
             answer = ANSWERS[ancestor]
@@ -208,8 +239,8 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after)
     elif answer.status == 503 and answer.retry:
         headers["Retry-After"] = "5"
-    if answer.status >= 500 and not answer.retry:
-        # OpenAI's clients repeat every 5xx twice unless told that it is no use.
+    if (answer.status >= 500 or answer.status == 409) and not answer.retry:
+        # OpenAI's clients repeat these twice unless told that it is no use.
         headers["x-should-retry"] = "false"
     if isinstance(error, HTTPException):
         headers |= {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}

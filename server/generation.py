@@ -14,7 +14,7 @@ from pipelines.quality import with_quality
 from pipelines.request import MAX_SEED, ImageRequest, Wishes, check_range, settle
 from pipelines.sizes import parse_size, size_of_ratio
 from server.errors import MissingField, UnknownField, UnsupportedField
-from server.orders import Order
+from server.jobs.orders import Order
 from storage.encoding import encode
 from storage.errors import MetadataTooLarge
 from storage.media import ImageFormat

@@ -17,7 +17,7 @@ from pipelines.infotext import metadata
 from pipelines.models_toml import load_catalog
 from server.generation import image_format, order_of, read_body
 from server.gpu import WorkerThread
-from server.orders import Order
+from server.jobs.orders import Order
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Picture, Ticket
 from server.settings import Settings

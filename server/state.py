@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pipelines.catalog import Catalog
 from server.catalogue import Catalogue
 from server.errors import ModelUnavailable
-from server.jobs import Jobs
+from server.jobs.jobs import Jobs
 from server.metrics import Metrics
 from server.overview import Overview
 from server.scheduling.loop import Scheduler

@@ -13,6 +13,8 @@ StorageError
 │   ├── JobNotFound
 │   ├── ImageNotFound
 │   └── MediaNotFound
+├── KeyReused              a client's key that stands for another request already
+├── JobEnded               a job whose place in line is to change has ended
 └── IllegalTransition      a job cannot go from where it is to where it was sent
 """
 
@@ -92,6 +94,19 @@ class ImageNotFound(NotFound):
 class MediaNotFound(NotFound):
     def __init__(self) -> None:
         super().__init__("There is no such file.")
+
+
+class KeyReused(StorageError):
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(
+            f"The key {key[:80]!r} was used for another request, job {job_id}. Use a new key for a new request; "
+            "keys are remembered for 24 hours."
+        )
+
+
+class JobEnded(StorageError):
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"Job {job_id} is {status}; only one that waits or is processed has a place in line.")
 
 
 class IllegalTransition(StorageError):

@@ -1,29 +1,46 @@
-"""The life of a job in the database: every way in which it may change, and nothing else."""
+"""The life of a job in the database: every way in which it may change, and how jobs are found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import and_, true, update
-from sqlmodel import col, select
+from sqlalchemy import ColumnElement, and_, true, tuple_, update
+from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import SelectOfScalar
 
+from storage import client_keys
 from storage.database import Database
-from storage.errors import IllegalTransition, JobNotFound
-from storage.records import ENGINE_LOST, JobRecord, JobStatus, NewImage, NewJob, Recovered
+from storage.errors import IllegalTransition, JobEnded, JobNotFound
+from storage.records import (
+    ENGINE_LOST,
+    ClientKey,
+    JobPage,
+    JobQuery,
+    JobRecord,
+    JobStatus,
+    NewImage,
+    NewJob,
+    Recovered,
+)
 from storage.tables import Image, Job
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset({JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.PROCESSING: frozenset({JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.COMPLETED: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.CANCELLED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.PENDING}),
+    JobStatus.CANCELLED: frozenset({JobStatus.PENDING}),
 }
+"""What may follow what. A job that is tried again, by itself or because its owner asks, is pending anew."""
+
+OPEN = frozenset({JobStatus.PENDING, JobStatus.PROCESSING})
 
 INTERRUPTED = "interrupted"
+NOBODY = "The server stopped before the job was done, and its client waited for the answer."
+EACH_TIME = "The server stopped during each of the attempts at this job."
 
 
 class JobStore:
@@ -32,13 +49,27 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, new: NewJob) -> JobRecord:
-        """Queue a job. It is on the disk when this returns."""
+    async def insert(self, new: NewJob, key: ClientKey | None = None) -> JobRecord:
+        """Queue a job. It is on the disk when this returns.
+
+        With a key that its client used before, the job of that time is returned as it stands. Raises KeyReused when
+        that was another request.
+        """
         async with self._database.write() as session:
+            if key is not None and (known := await client_keys.job_of(session, new.owner_id, key)):
+                return _record(known)
             # The clock is read inside the transaction: whoever is written first is also the older one.
             job = Job(id=str(uuid4()), status=JobStatus.PENDING, created_at=datetime.now(UTC), **asdict(new))
             session.add(job)
+            if key is not None:
+                await client_keys.remember(session, job, key)
         return _record(job)
+
+    async def known(self, owner_id: str, key: ClientKey) -> JobRecord | None:
+        """The job that a client's key stands for. Raises KeyReused as `insert` does."""
+        async with self._database.read() as session:
+            job = await client_keys.job_of(session, owner_id, key)
+            return None if job is None else _record(job)
 
     async def start(self, job_id: str, boot_id: str) -> JobRecord:
         """Take a pending job into processing by this run of the server, which spends one of its attempts."""
@@ -54,16 +85,18 @@ class JobStore:
         *,
         error_code: str | None = None,
         error_message: str | None = None,
+        outcome: Mapping[str, Any] | None = None,
     ) -> JobRecord:
         """Write the images and the job's end as one: afterwards both are there, or neither.
 
-        Fewer images than asked for are welcome, with the error that befell the others.
+        Fewer images than asked for are welcome, with the error that befell the others. `outcome` is kept as it is.
         Raises IllegalTransition when the job is not being processed by this run of the server.
         """
         changes = {
             "cost": sum(image.cost for image in images),
             "error_code": error_code,
             "error_message": error_message,
+            "outcome": None if outcome is None else dict(outcome),
             "finished_at": datetime.now(UTC),
         }
         async with self._database.write() as session:
@@ -75,6 +108,35 @@ class JobStore:
         changes = {"error_code": code, "error_message": message, "finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
             return _record(await _move(session, job_id, JobStatus.FAILED, changes))
+
+    async def postpone(self, job_id: str, due_at: datetime, code: str, message: str) -> JobRecord:
+        """Let a job that failed for a passing reason wait for its next attempt. The one it spent stays spent."""
+        changes = {"due_at": due_at, "error_code": code, "error_message": message, "boot_id": None, "started_at": None}
+        async with self._database.write() as session:
+            return _record(await _move(session, job_id, JobStatus.PENDING, changes))
+
+    async def retry(self, owner_id: str | None, job_id: str) -> JobRecord:
+        """Queue a job anew that failed or was cancelled, as if it had never been tried; nobody waits for it.
+
+        Raises JobNotFound; IllegalTransition from any other status.
+        """
+        fresh = dict.fromkeys(("boot_id", "due_at", "error_code", "error_message", "started_at", "finished_at"))
+        changes = fresh | {"attempts": 0, "losses": 0, "attached": False}
+        async with self._database.write() as session:
+            ended = (JobStatus.FAILED, JobStatus.CANCELLED)
+            return _record(await _move(session, job_id, JobStatus.PENDING, changes, owner_id=owner_id, sources=ended))
+
+    async def change(
+        self, owner_id: str | None, job_id: str, *, priority: int | None = None, to_front: bool = False
+    ) -> JobRecord:
+        """Give a job that has not ended another place in line. Raises JobNotFound; JobEnded."""
+        async with self._database.write() as session:
+            job = await _owned(session, owner_id, job_id)
+            if job.status not in OPEN:
+                raise JobEnded(job_id, job.status)
+            job.priority = job.priority if priority is None else priority
+            job.moved_at = datetime.now(UTC) if to_front else job.moved_at
+        return _record(job)
 
     async def requeue(self, job_id: str, message: str, *, lost: bool) -> JobRecord:
         """Leave an open job to the next run of the server, and give back the attempt it spent, if it spent one.
@@ -91,6 +153,7 @@ class JobStore:
             if losses >= most:
                 return _record(await _move(session, job_id, JobStatus.FAILED, _given_up(losses)))
             returned = {
+                "attached": False,
                 "attempts": col(Job.attempts) - under_way,
                 "losses": losses,
                 "boot_id": None,
@@ -98,43 +161,65 @@ class JobStore:
             }
             return _record(await _move(session, job_id, JobStatus.PENDING, marked | returned))
 
-    async def cancel(self, owner_id: str, job_id: str) -> JobRecord:
-        """Raises JobNotFound for another owner's job as well."""
+    async def cancel(self, owner_id: str | None, job_id: str) -> JobRecord:
+        """End an open job. Raises JobNotFound for another owner's job as well; no owner means anybody's."""
         changes = {"finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
             return _record(await _move(session, job_id, JobStatus.CANCELLED, changes, owner_id=owner_id))
 
-    async def get(self, owner_id: str, job_id: str) -> JobRecord:
+    async def clear(self, owner_id: str | None) -> list[str]:
+        """Cancel every pending job of an owner, or everybody's; their ids."""
+        owned = true() if owner_id is None else col(Job.owner_id) == owner_id
+        waiting = and_(col(Job.status) == JobStatus.PENDING, owned)
+        changes = {"status": JobStatus.CANCELLED, "finished_at": datetime.now(UTC)}
+        async with self._database.write() as session:
+            return list(await session.scalars(update(Job).where(waiting).values(changes).returning(col(Job.id))))
+
+    async def get(self, owner_id: str | None, job_id: str) -> JobRecord:
+        """Raises JobNotFound for another owner's job as well; no owner means that whoever asks may see every job."""
         async with self._database.read() as session:
-            found = await session.exec(select(Job).where(Job.id == job_id, Job.owner_id == owner_id))
-            job = found.one_or_none()
-        if job is None:
-            raise JobNotFound(job_id)
-        return _record(job)
+            return _record(await _owned(session, owner_id, job_id))
+
+    async def page(self, wanted: JobQuery) -> JobPage:
+        """A page of jobs, newest first. Raises JobNotFound for a cursor that is none of them."""
+        async with self._database.read() as session:
+            before = None
+            if wanted.cursor is not None:
+                before = await _owned(session, wanted.owner_id, wanted.cursor)
+            total = (await session.exec(select(func.count()).select_from(Job).where(*_matching(wanted)))).one()
+            found = await session.exec(_window(wanted, before))
+            jobs = [_record(job) for job in found]
+        more = len(jobs) > wanted.limit
+        page = jobs[: wanted.limit]
+        return JobPage(page, total, page[-1].id if more else None)
 
     async def pending(self) -> list[JobRecord]:
-        """Every job that waits, in the order in which they are due: highest priority first, then oldest."""
+        """Every job that waits, in the order in which they are due.
+
+        Highest priority first, within it what was moved to the front last, then the oldest.
+        """
         waiting = select(Job).where(Job.status == JobStatus.PENDING)
-        queue_order = (col(Job.priority).desc(), col(Job.created_at), col(Job.id))
+        front = col(Job.moved_at).desc().nulls_last()
+        queue_order = (col(Job.priority).desc(), front, col(Job.created_at), col(Job.id))
         async with self._database.read() as session:
             found = await session.exec(waiting.order_by(*queue_order))
             return [_record(job) for job in found]
 
     async def recover(self, boot_id: str) -> Recovered:
-        """Settle what dead runs left in processing: queue it again, or fail it if its attempts are spent."""
+        """Settle what dead runs left open.
+
+        A job whose client waited fails, since that client went with the run; so does one whose attempts are spent. What
+        was being processed is queued again.
+        """
+        left_open = (col(Job.status).in_(OPEN), col(Job.boot_id).is_distinct_from(boot_id))
         left_behind = (col(Job.status) == JobStatus.PROCESSING, col(Job.boot_id) != boot_id)
         spent = col(Job.attempts) >= col(Job.max_attempts)
-        failed = {
-            "status": JobStatus.FAILED,
-            "error_code": INTERRUPTED,
-            "error_message": "The server stopped during each of the attempts at this job.",
-            "finished_at": datetime.now(UTC),
-        }
         requeued = {"status": JobStatus.PENDING, "boot_id": None, "started_at": None}
         async with self._database.write() as session:
-            failures = await session.exec(update(Job).where(*left_behind, spent).values(failed))
+            gone = await session.exec(update(Job).where(*left_open, col(Job.attached)).values(_interrupted(NOBODY)))
+            failures = await session.exec(update(Job).where(*left_behind, spent).values(_interrupted(EACH_TIME)))
             returns = await session.exec(update(Job).where(*left_behind).values(requeued))
-        return Recovered(requeued=returns.rowcount, failed=failures.rowcount)
+        return Recovered(requeued=returns.rowcount, failed=gone.rowcount + failures.rowcount)
 
 
 async def _move(
@@ -145,9 +230,10 @@ async def _move(
     *,
     owner_id: str | None = None,
     boot_id: str | None = None,
+    sources: Collection[JobStatus] = OPEN,
 ) -> Job:
     """Send one job to another status, in one statement that finds it only where it may be sent from."""
-    sources = [source for source, targets in TRANSITIONS.items() if target in targets]
+    sources = [source for source in sources if target in TRANSITIONS[source]]
     named = and_(col(Job.id) == job_id, true() if owner_id is None else col(Job.owner_id) == owner_id)
     allowed = and_(col(Job.status).in_(sources), true() if boot_id is None else col(Job.boot_id) == boot_id)
     changed = await session.exec(update(Job).where(named, allowed).values(status=target, **changes))
@@ -157,6 +243,38 @@ async def _move(
     if changed.rowcount == 0:
         raise IllegalTransition(job_id, job.status, target)
     return job
+
+
+async def _owned(session: AsyncSession, owner_id: str | None, job_id: str) -> Job:
+    statement = select(Job).where(Job.id == job_id)
+    if owner_id is not None:
+        statement = statement.where(Job.owner_id == owner_id)
+    job = (await session.exec(statement)).one_or_none()
+    if job is None:
+        raise JobNotFound(job_id)
+    return job
+
+
+def _matching(wanted: JobQuery) -> list[ColumnElement[bool]]:
+    conditions = [
+        (col(Job.owner_id) == wanted.owner_id, wanted.owner_id),
+        (col(Job.session_id) == wanted.session_id, wanted.session_id),
+        (col(Job.status).in_(wanted.statuses), wanted.statuses or None),
+    ]
+    return [condition for condition, given in conditions if given is not None]
+
+
+def _window(wanted: JobQuery, before: Job | None) -> SelectOfScalar[Job]:
+    """One more than a page, to know whether another follows."""
+    statement = select(Job).where(*_matching(wanted))
+    if before is not None:
+        statement = statement.where(tuple_(col(Job.created_at), col(Job.id)) < (before.created_at, before.id))
+    return statement.order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(wanted.limit + 1)
+
+
+def _interrupted(message: str) -> dict[str, Any]:
+    ended = {"error_code": INTERRUPTED, "error_message": message, "finished_at": datetime.now(UTC)}
+    return {"status": JobStatus.FAILED} | ended
 
 
 def _given_up(losses: int) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from typing import Any
 from storage.media import ImageFormat, MediaName
 
 MAXIMUM_ATTEMPTS = 3
-ENGINE_LOST = "engine_lost"  # the error_code of a pending job that the next run of the server is to carry out
+ENGINE_LOST = "engine_lost"  # the error_code of a job under which the engine was lost
 MAXIMUM_SEED = 2**53 - 1  # the largest whole number that JavaScript keeps exact
 
 
 class JobStatus(StrEnum):
+    """Where a job stands. `storage.jobs.TRANSITIONS` says where it may go from there."""
+
     PENDING = "pending"
     PROCESSING = "processing"
     COMPLETED = "completed"
@@ -35,6 +37,8 @@ class NewJob:
     image_count: int = 1
     user: str | None = None
     safety_identifier: str | None = None
+    attached: bool = True
+    """Whether a client waits for the answer: such a job ends with the run of the server that it was sent to."""
     max_attempts: int = MAXIMUM_ATTEMPTS
 
 
@@ -42,8 +46,13 @@ class NewJob:
 class JobRecord:
     """One job as it stands.
 
-    `boot_id` names the run of the server that took it; `cost` is 0 until its end. `losses` counts how often the engine
-    was lost while the job was processing, which spends none of its attempts.
+    Attributes:
+        due_at: the time before which it is not tried again.
+        moved_at: when it was last moved to the front of its priority.
+        boot_id: the run of the server that took it.
+        losses: how often the engine was lost while the job was processing, which spends none of its attempts.
+        outcome: what its end came to besides pictures, as the server wrote it.
+        cost: 0 until its end.
     """
 
     id: str
@@ -58,16 +67,48 @@ class JobRecord:
     image_count: int
     user: str | None
     safety_identifier: str | None
+    attached: bool
+    due_at: datetime | None
+    moved_at: datetime | None
     boot_id: str | None
     attempts: int
     max_attempts: int
     losses: int
     error_code: str | None
     error_message: str | None
+    outcome: dict[str, Any] | None
     cost: float
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobQuery:
+    """Which jobs are asked for: None and nothing mean all. `cursor` is the last job of the page before."""
+
+    owner_id: str | None
+    session_id: str | None = None
+    statuses: Sequence[JobStatus] = ()
+    limit: int = 20
+    cursor: str | None = None
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Some jobs, how many there are in all, and the cursor of the next page, if any follows."""
+
+    jobs: Sequence[JobRecord]
+    total: int
+    cursor: str | None
+
+
+@dataclass(frozen=True)
+class ClientKey:
+    """How a client calls a request that it may send more than once, and the digest of what that request asks for."""
+
+    key: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     text,
+    true,
 )
 from sqlmodel import Field, SQLModel
 
@@ -56,7 +57,7 @@ class Job(SQLModel, table=True):
     """One row per accepted job; it is never removed."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("ix_jobs_status", "status"),)
+    __table_args__ = (Index("ix_jobs_status", "status"), Index("ix_jobs_list", "owner_id", "created_at", "id"))
 
     id: str = Field(primary_key=True)
     owner_id: str
@@ -70,12 +71,16 @@ class Job(SQLModel, table=True):
     image_count: int
     user: str | None
     safety_identifier: str | None
+    attached: bool = Field(default=True, sa_column_kwargs={"server_default": true()})
+    due_at: datetime | None = Field(default=None, sa_type=Moment)
+    moved_at: datetime | None = Field(default=None, sa_type=Moment)
     boot_id: str | None = None
     attempts: int = 0
     max_attempts: int
     losses: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     error_code: str | None = None
     error_message: str | None = None
+    outcome: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
     cost: float = 0.0
     created_at: datetime = Field(sa_type=Moment)
     started_at: datetime | None = Field(default=None, sa_type=Moment)
@@ -117,3 +122,25 @@ class Image(SQLModel, table=True):
     cost: float
     created_at: datetime = Field(sa_type=Moment)
     deleted_at: datetime | None = Field(default=None, sa_type=Moment)
+
+
+class KnownKey(SQLModel, table=True):
+    """What an owner's client calls a request it may send again, for as long as that is remembered."""
+
+    __tablename__ = "client_keys"
+    __table_args__ = (Index("ix_client_keys_age", "created_at"),)
+
+    owner_id: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    digest: str
+    job_id: str = Field(foreign_key="jobs.id")
+    created_at: datetime = Field(sa_type=Moment)
+
+
+class Switch(SQLModel, table=True):
+    """Something an operator turned on or off, for as long as nobody turns it back."""
+
+    __tablename__ = "switches"
+
+    name: str = Field(primary_key=True)
+    enabled: bool

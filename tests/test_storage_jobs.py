@@ -65,7 +65,9 @@ async def test_only_the_allowed_transitions_happen(tmp_path: Path, source: JobSt
         for step in WAYS_TO[source]:
             job = await VERBS[step](jobs, job.id)
         assert job.status is source
-        if target in TRANSITIONS[source]:
+        if target is JobStatus.PENDING and source in (JobStatus.FAILED, JobStatus.CANCELLED):
+            assert (await jobs.retry("ann", job.id)).status is target
+        elif target in TRANSITIONS[source]:
             assert (await VERBS[target](jobs, job.id)).status is target
         else:
             with pytest.raises(IllegalTransition, match=f"{source} and cannot become {target}"):
@@ -161,10 +163,16 @@ async def test_the_queue_is_by_priority_then_age(tmp_path: Path) -> None:
 async def test_recovery_requeues_what_dead_runs_left_and_nothing_else(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         jobs = JobStore(database)
-        left, mine, waiting = [await jobs.insert(new_job(prompt=name)) for name in ("left", "mine", "waiting")]
-        await jobs.start(left.id, "boot 1")
+        names = ("left", "mine", "waiting")
+        left, mine, waiting = [await jobs.insert(new_job(prompt=name, attached=False)) for name in names]
+        attended, waited = await jobs.insert(new_job()), await jobs.insert(new_job())
+        for dead in (left, attended):
+            await jobs.start(dead.id, "boot 1")
         running = await jobs.start(mine.id, "boot 2")
-        assert await jobs.recover("boot 2") == Recovered(requeued=1, failed=0)
+        assert await jobs.recover("boot 2") == Recovered(requeued=1, failed=2)
+        for job in (attended, waited):
+            failed = await jobs.get("ann", job.id)
+            assert (failed.status, failed.error_code) == (JobStatus.FAILED, "interrupted"), "its client is gone"
         assert await jobs.get("ann", mine.id) == running
         first, second = await jobs.pending()
         assert (first.id, first.attempts, first.boot_id, first.started_at) == (left.id, 1, None, None)
@@ -174,7 +182,7 @@ async def test_recovery_requeues_what_dead_runs_left_and_nothing_else(tmp_path: 
 async def test_a_job_that_kills_every_run_fails_after_its_last_attempt(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         jobs = JobStore(database)
-        job = await jobs.insert(new_job())
+        job = await jobs.insert(new_job(attached=False))
         for attempt in (1, 2, 3):
             assert (await jobs.start(job.id, f"boot {attempt}")).attempts == attempt
             last = attempt == job.max_attempts

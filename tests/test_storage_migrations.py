@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine
@@ -15,19 +16,21 @@ from sqlmodel import SQLModel
 import storage.schema
 from storage.database import Database
 from storage.jobs import JobStore
-from storage.schema import inspect_database
+from storage.schema import DATABASE_NAME, inspect_database
 from tests.storage_fakes import new_job, opened
 
 pytestmark = pytest.mark.anyio
 
+HEAD = inspect_database(Path("nowhere")).head
+
 NEXT = """
 from alembic import op
 import sqlalchemy as sa
-revision = "0003"
-down_revision = "0002"
+revision = "next"
+down_revision = "{head}"
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("note", sa.String()))
-"""
+""".replace("{head}", HEAD)
 
 
 @contextmanager
@@ -67,7 +70,7 @@ def add_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     copy = tmp_path / "100% migrations"
     shutil.copytree(storage.schema.MIGRATIONS, copy)
     monkeypatch.setattr(storage.schema, "MIGRATIONS", copy)
-    yield copy / "versions" / "revision_0003.py"
+    yield copy / "versions" / "revision_next.py"
 
 
 async def test_an_old_database_is_copied_and_migrated(tmp_path: Path, add_revision: Path) -> None:
@@ -78,13 +81,13 @@ async def test_an_old_database_is_copied_and_migrated(tmp_path: Path, add_revisi
     add_revision.write_text(NEXT)
     async with opened(folder) as database:
         assert await JobStore(database).get("ann", job.id) == job
-    assert inspect_database(folder).revision == "0003"
+    assert inspect_database(folder).revision == "next"
     assert any("note" in sql for sql in _schema(folder / "darkroom.db"))
-    copy = folder / "darkroom.db.before-0003"
+    copy = folder / "darkroom.db.before-next"
     assert _schema(copy) == before
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("SELECT id FROM jobs").fetchall() == [(job.id,)]
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (HEAD,)
     assert copy.stat().st_mode & 0o777 == 0o600
     assert not (folder / "unfinished").exists()
 
@@ -98,19 +101,33 @@ async def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path, a
     with pytest.raises(RuntimeError, match="half way"):
         await Database.open(folder)
     assert _schema(folder / "darkroom.db") == before
-    assert inspect_database(folder).revision == "0002"
+    assert inspect_database(folder).revision == HEAD
     add_revision.write_text(NEXT)
     async with opened(folder) as database:
         assert await JobStore(database).get("ann", job.id) == job
 
 
 async def test_a_database_of_the_first_revision_keeps_its_jobs(tmp_path: Path) -> None:
-    async with opened(tmp_path) as database:
-        job = await JobStore(database).insert(new_job())
-    with closing(sqlite3.connect(tmp_path / "darkroom.db")) as connection:
-        connection.execute("ALTER TABLE jobs DROP COLUMN losses")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    path = tmp_path / DATABASE_NAME
+    with storage.schema._exclusive(path) as connection:
+        config = storage.schema._configuration()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    job = {
+        "id": "j",
+        "owner_id": "ann",
+        "status": "completed",
+        "priority": 0,
+        "request": "{}",
+        "prompt": "a lighthouse",
+    }
+    job |= {"negative_prompt": "", "model": "demo", "image_count": 1, "attempts": 1, "max_attempts": 3}
+    job |= {"cost": 0.5, "created_at": 0}
+    with closing(sqlite3.connect(path)) as connection:
+        names = ", ".join(f'"{name}"' for name in job)
+        connection.execute(f"INSERT INTO jobs ({names}) VALUES ({', '.join('?' * len(job))})", list(job.values()))
         connection.commit()
     async with opened(tmp_path) as database:
-        assert await JobStore(database).get("ann", job.id) == job
-    assert inspect_database(tmp_path).revision == "0002"
+        kept = await JobStore(database).get("ann", "j")
+    assert (kept.prompt, kept.cost, kept.losses, kept.outcome) == ("a lighthouse", 0.5, 0, None)
+    assert inspect_database(tmp_path).revision == HEAD

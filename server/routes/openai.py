@@ -10,9 +10,10 @@ from pipelines.catalog import ModelEntry
 from server.body import read_json
 from server.disconnect import while_connected
 from server.generation import order_of, read_body, wants_base64
-from server.jobs import Jobs, Result
+from server.jobs.jobs import Jobs
+from server.jobs.orders import Order
+from server.jobs.results import Result
 from server.openapi import documents_body
-from server.orders import Order
 from server.playground import image_facts
 from server.state import LOCAL_OWNER, Services
 from storage.records import ImageRecord

@@ -10,7 +10,7 @@ thread alone: each visit there reports it.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -29,6 +29,7 @@ from server.scheduling.outlook import Outlook, Reserved
 from server.scheduling.previews import Previews
 from server.scheduling.queue import ORDINARY, Line, Picture, QueueFull, Stage, Submission, Ticket
 from server.scheduling.verbs import EngineVerbs, Visits, prepare
+from server.scheduling.workers import Worker
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,11 @@ class Scheduler:
         self._max_rows = max_rows
         self.line = Line()
         self._orders = count()
-        self._load = asyncio.Event()
-        self._wake = {stage: asyncio.Event() for stage in Stage}
+        self.paused = False
+        self._loads = Worker(self._load_some, every=HOUSEKEEPING_SECONDS)
+        self._begins = Worker(self._begin_some, every=LOOK_SECONDS)
+        self._steps = Worker(self._step_some)
+        self._decodes = Worker(self._decode_some)
 
     @property
     def resident(self) -> list[str]:
@@ -114,6 +118,16 @@ class Scheduler:
         self._wake_all()
         return ticket
 
+    def change(self, ticket: Ticket, wanted: Submission) -> None:
+        """Ask something else for an image that is in line, as its priority."""
+        ticket.wanted = wanted
+        self._wake_all()
+
+    def pause(self, paused: bool) -> None:
+        """Begin no more images, or begin them again; those begun go on."""
+        self.paused = paused
+        self._wake_all()
+
     async def load(self, entry: ModelEntry) -> None:
         """Load a model before anybody asks for it; returns early where it must wait for room beside busy ones.
 
@@ -121,13 +135,13 @@ class Scheduler:
             CheckpointError: it cannot be loaded.
         """
         there = self.models.want(entry)
-        self._load.set()
+        self._loads.wake()
         await asyncio.shield(there)
 
     def retire(self, identities: Collection[str]) -> None:
         """Name the models that are offered no longer, all of them: each leaves the device once it is idle."""
         self.models.retire(identities)
-        self._load.set()
+        self._loads.wake()
 
     async def run(self) -> None:
         """Work until cancelled; then whoever still waits is told so.
@@ -137,12 +151,8 @@ class Scheduler:
         """
         try:
             async with asyncio.TaskGroup() as workers:
-                workers.create_task(self._wake_every(HOUSEKEEPING_SECONDS, self._load))
-                workers.create_task(self._wake_every(LOOK_SECONDS, self._wake[Stage.WAITING]))
-                workers.create_task(self._work(self._load, self._load_some))
-                workers.create_task(self._work(self._wake[Stage.WAITING], self._begin_some))
-                workers.create_task(self._work(self._wake[Stage.DENOISING], self._step_some))
-                workers.create_task(self._work(self._wake[Stage.DECODING], self._decode_some))
+                for worker in (self._loads, self._begins, self._steps, self._decodes):
+                    workers.create_task(worker.run())
         except ExceptionGroup as group:
             lost = next((error for error in group.exceptions if isinstance(error, DeviceLost)), None)
             if lost is None:
@@ -154,20 +164,6 @@ class Scheduler:
             self.models.give_up()
             for ticket in self.line.tickets:
                 ticket.future.cancel()
-
-    async def _work(self, wake: asyncio.Event, turn: Callable[[], Awaitable[bool]]) -> None:
-        """Take turns while there is something to do, then sleep until there may be again."""
-        while True:
-            await wake.wait()
-            wake.clear()
-            while await turn():
-                pass
-
-    async def _wake_every(self, seconds: float, wake: asyncio.Event) -> None:
-        """Time alone may give a worker something to do."""
-        while True:
-            await asyncio.sleep(seconds)
-            wake.set()
 
     async def _load_some(self) -> bool:
         """Unload what is no longer wanted, or load the model of the foremost image that lacks one."""
@@ -193,7 +189,7 @@ class Scheduler:
         ready = policy.not_held(ready, waiting, lambda model: self.models.crowding(model, busy))
         begun = self.line.at(Stage.ENCODING, Stage.DENOISING)
         batch = policy.admit(ready, begun, self.books.cost, self.cap, self._max_rows)
-        if not batch:
+        if self.paused or not batch:
             return False
         entry = batch[0].entry
         self.models.used(entry.identity)
@@ -208,7 +204,7 @@ class Scheduler:
             if outcomes is None:
                 for ticket in batch:
                     ticket.stage = Stage.WAITING
-                self._load.set()
+                self._loads.wake()
                 return True
             self.books.encoded(batch[0].key, len(batch), seconds)
             for ticket, outcome in zip(batch, outcomes, strict=True):
@@ -222,7 +218,7 @@ class Scheduler:
             ticket.denoising = outcome
             ticket.note()
             ticket.stage = Stage.DENOISING
-            self._wake[Stage.DENOISING].set()
+            self._steps.wake()
             ticket.watch(ticket)
 
     async def _step_some(self) -> bool:
@@ -247,9 +243,9 @@ class Scheduler:
             ticket.note()
             if not ticket.evaluations_left:
                 ticket.stage = Stage.DECODING
-                self._wake[Stage.DECODING].set()
+                self._decodes.wake()
             if not ticket.evaluations_left or ticket.rows < rows:
-                self._wake[Stage.WAITING].set()
+                self._begins.wake()
             ticket.watch(ticket)
 
     async def _decode_some(self) -> bool:
@@ -278,8 +274,8 @@ class Scheduler:
 
     def _wake_all(self) -> None:
         """Somebody came or went: there may be something to load or to begin."""
-        self._load.set()
-        self._wake[Stage.WAITING].set()
+        self._loads.wake()
+        self._begins.wake()
 
     @contextmanager
     def _failing(self, batch: Sequence[Ticket]) -> Iterator[None]:

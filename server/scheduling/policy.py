@@ -51,8 +51,8 @@ SWAP_SHARES = 1.0
 class Candidate(Protocol):
     """An image as the policy sees it.
 
-    `shares` is how often equal sharing would have finished it by now; `pressing` says that it meets its deadline only
-    if it goes on now.
+    `shares` is how often equal sharing would have finished it by now; `pressing` says that somebody put it
+    ahead of its class, or that it meets its deadline only if it goes on now.
     """
 
     @property

@@ -55,11 +55,13 @@ class Submission:
         priority: a higher one goes first, and is never held up by a lower one for longer than a step.
         owner: who is to have a fair share of the device.
         deadline: seconds from now by which the picture is wanted, if that can be kept without harm to higher classes.
+        ahead: it goes before the others of its priority.
     """
 
     priority: int = 0
     owner: str = ""
     deadline: float | None = None
+    ahead: bool = False
 
 
 ORDINARY = Submission()
@@ -125,7 +127,12 @@ class Ticket:
 
     @property
     def pressing(self) -> bool:
-        """Whether its deadline is kept only if it goes on now; one that is past saving presses nobody."""
+        """Whether it is to go before others, as one whose deadline is kept only if it goes on now.
+
+        A deadline that is past saving presses nobody.
+        """
+        if self.wanted.ahead:
+            return True
         if self.wanted.deadline is None:
             return False
         left = self.solo * self.evaluations_left / self.request.steps

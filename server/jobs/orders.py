@@ -24,6 +24,8 @@ class Order:
     session_id: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
+    attached: bool = True
+    """Whether its client waits for the answer, or comes back for it."""
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,6 +48,7 @@ def to_job(order: Order) -> NewJob:
         image_count=len(order.requests),
         user=order.user,
         safety_identifier=order.safety_identifier,
+        attached=order.attached,
     )
 
 
@@ -67,6 +70,7 @@ def from_job(job: JobRecord, catalog: Catalog) -> Order:
         session_id=job.session_id,
         user=job.user,
         safety_identifier=job.safety_identifier,
+        attached=job.attached,
         notes=job.request["notes"],
     )
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from pipelines.infotext import metadata
 from pipelines.request import ImageRequest
-from server.orders import Order
+from server.jobs.orders import Order
 from server.scheduling.queue import Picture
 from storage.encoding import encode
 from storage.files import MediaFiles

@@ -1,0 +1,285 @@
+"""Where jobs are handed in: durable before they are computed, followed, changed, given up, and found again."""
+
+import asyncio
+import logging
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from pipelines.catalog import Catalog
+from server.disconnect import ClientGone
+from server.errors import Cancelled, Interrupted, JobFailed
+from server.jobs.orders import Order, from_job, to_job
+from server.jobs.results import Result
+from server.jobs.runs import Run, Runner
+from server.scheduling.loop import Scheduler
+from server.scheduling.meter import JobEnd
+from server.scheduling.outlook import Reserved
+from server.weights import WeightHashes
+from storage.database import Database
+from storage.files import MediaFiles
+from storage.images import ImageStore
+from storage.jobs import JobStore
+from storage.records import ClientKey, ImageRecord, JobRecord, JobStatus
+from storage.switches import Switches
+
+log = logging.getLogger(__name__)
+
+PAUSED = "queue_paused"
+
+
+class Jobs:
+    """One instance a server. `boot_id` tells its work from that of a run before it.
+
+    A verb without an owner is an operator's: anybody's jobs are meant.
+    """
+
+    def __init__(self, database: Database, folder: Path, scheduler: Scheduler, weights: WeightHashes) -> None:
+        self.boot_id = str(uuid4())
+        self.images = ImageStore(database)
+        self.files = MediaFiles(folder)
+        self.store = JobStore(database)
+        self._switches = Switches(database)
+        self._scheduler = scheduler
+        self._weights = weights
+        self._runner = Runner(self.store, self.files, scheduler, weights, self.boot_id, lambda run: None)
+        self._runs: dict[str, Run] = {}
+        self._tasks: dict[str, asyncio.Task[JobRecord]] = {}
+        self._taking = set[asyncio.Task[JobRecord]]()
+        self._reserved = Reserved()
+        self._closed: Exception | None = None
+
+    @property
+    def broken(self) -> set[str]:
+        """The identities of the models that could not be loaded when they were last wanted."""
+        return self._runner.broken
+
+    async def recover(self, catalog: Catalog) -> None:
+        """Put in line what earlier runs of the server left to this one, in the order in which it was; sweep files.
+
+        What was being processed is left to `resume`.
+        """
+        recovered = await self.store.recover(self.boot_id)
+        self._scheduler.pause(await self._switches.get(PAUSED))
+        for job in await self.store.pending():
+            if not _suspect(job):
+                await self.restart(job, catalog)
+        swept = await self.files.sweep(self.images.known_ids)
+        log.info("recovered %s, swept %s", recovered, swept)
+
+    async def suspects(self) -> list[JobRecord]:
+        """The jobs that may have ended an earlier run of the server, in the order in which they are due."""
+        return [job for job in await self.store.pending() if _suspect(job) and job.id not in self._runs]
+
+    async def idle(self) -> None:
+        """Wait until what is under way now has come to its end."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks.values()))
+
+    async def restart(self, job: JobRecord, catalog: Catalog) -> asyncio.Task[JobRecord] | None:
+        """Carry out a pending job that was accepted before; None if it cannot be, which its row then says."""
+        try:
+            order = from_job(job, catalog)
+        except Exception as error:
+            log.warning("job %s failed: %s", job.id, error)
+            await self._runner.refuse(job, error)
+            return None
+        return self._begin(Run(order, job))
+
+    async def submit(self, order: Order, key: ClientKey | None = None) -> JobRecord:
+        """Take an order and return once it is durable.
+
+        Args:
+            key: how its client calls it. With a key that it used before, the job of that time is returned as it stands.
+
+        Raises:
+            QueueFull, Interrupted, KeyReused: before anything was written.
+        """
+        return await asyncio.shield(self._take_apart(order, key))
+
+    async def run(self, order: Order, key: ClientKey | None = None) -> Result:
+        """Take an order and wait for its end.
+
+        If the caller is cancelled and nobody else waits, so is the job, and its rows are free by the next step.
+
+        Raises:
+            QueueFull, Interrupted, KeyReused: before anything was written.
+            EngineLost: the next run of the server carries it out.
+            Cancelled, JobFailed: it ended before.
+            PipelineError, StorageError: the first image's failure, when no image could be made.
+        """
+        taking = self._take_apart(order, key)
+        try:
+            job = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(lambda _: self._abandoned(taking))
+            raise
+        return await self._follow(job)
+
+    async def result(self, job: JobRecord) -> Result:
+        """What came of a job that ended. Raises Cancelled or JobFailed; Interrupted if it has not ended."""
+        if job.status is JobStatus.COMPLETED:
+            return Result(job, await self.images.of_job(job.owner_id, job.id))
+        if job.status is JobStatus.CANCELLED:
+            raise Cancelled(job.id)
+        if job.status is JobStatus.FAILED:
+            raise JobFailed(job.error_code or "", job.error_message or "")
+        raise Interrupted
+
+    async def cancel(self, owner_id: str | None, job_id: str) -> JobRecord:
+        """End a job that has not ended. Raises JobNotFound; IllegalTransition."""
+        job = await self.store.cancel(owner_id, job_id)
+        if run := self._runs.get(job_id):
+            run.stop(Cancelled(job_id))
+        return job
+
+    async def retry(self, owner_id: str | None, job_id: str, catalog: Catalog) -> JobRecord:
+        """Queue a job anew that failed or was cancelled. Raises JobNotFound; IllegalTransition; QueueFull."""
+        if ending := self._tasks.get(job_id):
+            await asyncio.wait({ending})  # its last attempt may still be at its files
+        order = from_job(await self.store.get(owner_id, job_id), catalog)
+        with self._room_for(order):
+            job = await self.store.retry(owner_id, job_id)
+        self._begin(Run(replace(order, attached=False), job))
+        return job
+
+    async def change(
+        self, owner_id: str | None, job_id: str, *, priority: int | None = None, to_front: bool = False
+    ) -> JobRecord:
+        """Give a job another place in line. Raises JobNotFound; JobEnded."""
+        job = await self.store.change(owner_id, job_id, priority=priority, to_front=to_front)
+        if run := self._runs.get(job_id):
+            run.job = replace(run.job, priority=job.priority, moved_at=job.moved_at)
+            for ticket in run.tickets:
+                self._scheduler.change(ticket, run.submission)
+        return job
+
+    async def clear(self, owner_id: str | None) -> int:
+        """Cancel every job that waits and is not begun; how many those were."""
+        cleared = await self.store.clear(owner_id)
+        for job_id in cleared:
+            if run := self._runs.get(job_id):
+                run.stop(Cancelled(job_id))
+        return len(cleared)
+
+    async def pause(self, paused: bool) -> None:
+        """Begin no more pictures, or begin them again; those begun go on. It outlasts the server's run."""
+        await self._switches.set(PAUSED, paused)
+        self._scheduler.pause(paused)
+
+    def find(self, job_id: str) -> Run | None:
+        """The run of a job that is under way."""
+        return self._runs.get(job_id)
+
+    def stop(self, reason: Exception | None = None) -> None:
+        """Take no more orders and end those under way; their waiters hear the reason, else `Interrupted`.
+
+        Jobs that nobody waits for are left to the next run of the server, and after DeviceLost so are all.
+        """
+        self._closed = self._closed or reason or Interrupted()
+        self._weights.halt()
+        for run in self._runs.values():
+            run.stop(self._closed)
+
+    async def close(self) -> None:
+        """Stop, and wait until every job has its end in the database, or is left there to the next run."""
+        self.stop()
+        while pending := {*self._taking, *self._tasks.values()}:
+            await asyncio.wait(pending)
+            await asyncio.sleep(0)  # for what is done when a task is
+
+    async def read(self, image: ImageRecord) -> str:
+        """An image's file in base64.
+
+        Raises:
+            MediaNotFound: it was deleted meanwhile.
+        """
+
+        def contents() -> str:
+            with self.files.open(image.media_name)[0] as stream:
+                return b64encode(stream.read()).decode("ascii")
+
+        return await asyncio.to_thread(contents)
+
+    def _take_apart(self, order: Order, key: ClientKey | None) -> asyncio.Task[JobRecord]:
+        """Take an order in a task of its own, which no client can cut in the middle of a row."""
+        taking = asyncio.create_task(self._take(order, key))
+        self._taking.add(taking)
+        taking.add_done_callback(self._taking.discard)
+        return taking
+
+    async def _take(self, order: Order, key: ClientKey | None) -> JobRecord:
+        if self._closed is not None:
+            raise Interrupted
+        if key is not None and (known := await self.store.known(order.owner_id, key)):
+            return known
+        with self._room_for(order):
+            job = await self.store.insert(to_job(order), key)
+        # Nothing is awaited from here to the line, so the room is still there.
+        if job.status is JobStatus.PENDING and job.id not in self._runs:
+            run = Run(order, job)
+            if self._closed is None:
+                self._runner.line_up(run)
+                run.promised = self._scheduler.outlook.end_of(run.tickets, self._scheduler.line.tickets)
+            self._begin(run)
+        return job
+
+    @contextmanager
+    def _room_for(self, order: Order) -> Iterator[None]:
+        """Raise QueueFull unless there is room for it in line; meanwhile the room is kept."""
+        self._scheduler.check_room(order.entry, order.requests, self._reserved)
+        images, seconds = len(order.requests), self._scheduler.outlook.work(order.entry, order.requests)
+        self._reserved.images += images
+        self._reserved.seconds += seconds
+        try:
+            yield
+        finally:
+            self._reserved.images -= images
+            self._reserved.seconds -= seconds
+
+    def _begin(self, run: Run) -> asyncio.Task[JobRecord]:
+        entry = run.order.entry
+        self._weights.begin(entry, anew=entry.identity not in self._scheduler.models.resident)
+        if self._closed is not None:
+            run.stop(self._closed)
+        task = asyncio.create_task(self._runner.carry_out(run))
+        self._runs[run.job.id], self._tasks[run.job.id] = run, task
+        task.add_done_callback(lambda _: self._ended(run, task))
+        return task
+
+    async def _follow(self, job: JobRecord) -> Result:
+        """Wait for the end of a job, as one of those who do."""
+        run, task = self._runs.get(job.id), self._tasks.get(job.id)
+        if run is None or task is None:
+            return await self.result(await self.store.get(job.owner_id, job.id))
+        run.waiting += 1
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            run.waiting -= 1
+            self._let_go(run)
+            raise
+        return await self.result(task.result())
+
+    def _abandoned(self, taking: "asyncio.Task[JobRecord]") -> None:
+        """Whoever wanted to wait for a job is gone before it was accepted."""
+        if taking.exception() is None and (run := self._runs.get(taking.result().id)):
+            self._let_go(run)
+
+    def _let_go(self, run: Run) -> None:
+        """Cancel a job for which a client waited, once none does."""
+        if run.job.attached and not run.waiting:
+            run.stop(ClientGone("The client hung up."))
+
+    def _ended(self, run: Run, task: "asyncio.Task[JobRecord]") -> None:
+        del self._runs[run.job.id], self._tasks[run.job.id]
+        error = task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
+        kept = 0 if error else len(run.order.requests) - len(Result(task.result(), ()).failures)
+        self._scheduler.books.meter.job_ended(JobEnd(run.order.entry.name, len(run.order.requests), kept, error))
+
+
+def _suspect(job: JobRecord) -> bool:
+    return bool(job.losses or job.attempts)
