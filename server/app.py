@@ -25,7 +25,10 @@ from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
 from server.errors import handle, request_id
 from server.gpu import WorkerThread
+from server.jobs.events import Events
+from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
+from server.jobs.progress import Progress
 from server.jobs.resuming import resume
 from server.metrics import Metrics, Snapshot
 from server.openapi import openapi_config
@@ -99,11 +102,16 @@ async def _services(
         )
         metrics.registry.register(Snapshot(scheduler, settings.data))
         weights = WeightHashes(settings.data / CACHE_NAME)
-        jobs = Jobs(database, settings.data, scheduler, weights)
+        events = Events()
+        jobs = Jobs(database, settings.data, scheduler, weights, events)
         await jobs.recover(catalog)
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
-        services = Services(settings, Catalogue(catalog), scheduler, jobs, weights, readiness, metrics, overview)
+        progress = Progress(jobs, scheduler, overview)
+        feed = Feed(jobs, events, progress, scheduler.previews)
+        services = Services(
+            settings, Catalogue(catalog), scheduler, jobs, weights, readiness, metrics, overview, progress, feed
+        )
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))
         helping = [watch(gpu), resume(jobs, services.catalogue), _follow(services)]

@@ -1,6 +1,6 @@
 """What a server is doing and what it can do, as facts for people and programs: the queue and the capabilities."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cache
 from importlib.metadata import version
 from time import monotonic
@@ -38,7 +38,7 @@ class Overview:
     def queue(self, limit: int) -> dict[str, Any]:
         """The images that wait or run, at most `limit` of them: those begun, then those done next."""
         tickets = self._scheduler.line.tickets
-        now, ends = monotonic(), self._forecast(tickets)
+        now, ends = monotonic(), self.ends()
         tickets.sort(key=lambda ticket: (ticket.stage is Stage.WAITING, ends.get(ticket.order, float("inf"))))
         line = [ticket.order for ticket in tickets if ticket.stage is Stage.WAITING]
         places = {order: place for place, order in enumerate(line)}
@@ -46,6 +46,7 @@ class Overview:
         return {
             "queueLength": len(places),
             "processingCount": len(tickets) - len(places),
+            "paused": self._scheduler.paused,
             "averageWaitTime": _rounded(self._metrics.waits.mean),
             "estimatedProcessingTime": _rounded(max([0.0, *left])),
             "backlogSeconds": _rounded(self._scheduler.outlook.backlog(tickets)),
@@ -62,9 +63,9 @@ class Overview:
             "rowsPerStep": _rounded(self._metrics.rows.mean),
         }
 
-    def _forecast(self, tickets: Sequence[Ticket]) -> dict[int, float]:
+    def ends(self) -> dict[int, float]:
         """When each image will be done, on the monotonic clock, by order; one that has just come may be absent."""
-        began = monotonic()
+        began, tickets = monotonic(), self._scheduler.line.tickets
         if began >= self._next_forecast:
             ends = self._scheduler.outlook.ends(tickets, FORECAST_LOOKS)
             self._ends = {ticket.order: began + end for ticket, end in zip(tickets, ends, strict=True)}

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pipelines.catalog import Catalog
 from server.catalogue import Catalogue
 from server.errors import ModelUnavailable
+from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
+from server.jobs.progress import Progress
 from server.metrics import Metrics
 from server.overview import Overview
 from server.scheduling.loop import Scheduler
@@ -42,6 +44,8 @@ class Services:
     readiness: Readiness
     metrics: Metrics
     overview: Overview
+    progress: Progress
+    feed: Feed
 
     @property
     def catalog(self) -> Catalog:

@@ -36,6 +36,15 @@ class ImageStore:
             found = await session.exec(statement.order_by(col(Image.index)))
             return [_record(image) for image in found]
 
+    async def of_jobs(self, job_ids: Collection[str]) -> dict[str, list[ImageRecord]]:
+        """The images of some jobs (a thousand at most) that the caller was shown, in the order of their index."""
+        statement = select(Image).where(col(Image.job_id).in_(job_ids), ALIVE).order_by(col(Image.index))
+        found: dict[str, list[ImageRecord]] = {}
+        async with self._database.read() as session:
+            for image in await session.exec(statement):
+                found.setdefault(image.job_id, []).append(_record(image))
+        return found
+
     async def history(self, owner_id: str, page: int, per_page: int) -> HistoryPage:
         """A page of the owner's images, newest first. Pages count from 1; one past the end is empty."""
         owned = (Image.owner_id == owner_id, ALIVE)

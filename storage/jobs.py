@@ -193,6 +193,20 @@ class JobStore:
         page = jobs[: wanted.limit]
         return JobPage(page, total, page[-1].id if more else None)
 
+    async def some(self, owner_id: str | None, job_ids: Collection[str]) -> dict[str, JobRecord]:
+        """Those of `job_ids` (a thousand at most) that are there, by id."""
+        named = and_(col(Job.id).in_(job_ids), true() if owner_id is None else col(Job.owner_id) == owner_id)
+        async with self._database.read() as session:
+            return {job.id: _record(job) for job in await session.exec(select(Job).where(named))}
+
+    async def ended_since(self, owner_id: str | None, moment: datetime, limit: int) -> list[JobRecord]:
+        """The jobs that ended at that moment or later, the latest `limit` of them, the earliest first."""
+        owned = true() if owner_id is None else col(Job.owner_id) == owner_id
+        ended = select(Job).where(owned, col(Job.finished_at) >= moment).order_by(col(Job.finished_at).desc())
+        async with self._database.read() as session:
+            found = [_record(job) for job in await session.exec(ended.limit(limit))]
+        return found[::-1]
+
     async def pending(self) -> list[JobRecord]:
         """Every job that waits, in the order in which they are due.
 

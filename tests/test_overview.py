@@ -58,6 +58,7 @@ def test_an_idle_server_has_nothing_to_tell(tmp_path: Path) -> None:
     assert found == {
         "queueLength": 0,
         "processingCount": 0,
+        "paused": False,
         "averageWaitTime": None,
         "estimatedProcessingTime": 0,
         "backlogSeconds": 0,

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from uuid import uuid4
 from pipelines.catalog import Catalog
 from server.disconnect import ClientGone
 from server.errors import Cancelled, Interrupted, JobFailed
+from server.jobs.events import Events
 from server.jobs.orders import Order, from_job, to_job
 from server.jobs.results import Result
 from server.jobs.runs import Run, Runner
@@ -37,15 +38,18 @@ class Jobs:
     A verb without an owner is an operator's: anybody's jobs are meant.
     """
 
-    def __init__(self, database: Database, folder: Path, scheduler: Scheduler, weights: WeightHashes) -> None:
+    def __init__(
+        self, database: Database, folder: Path, scheduler: Scheduler, weights: WeightHashes, events: Events
+    ) -> None:
         self.boot_id = str(uuid4())
         self.images = ImageStore(database)
         self.files = MediaFiles(folder)
         self.store = JobStore(database)
         self._switches = Switches(database)
+        self._events = events
         self._scheduler = scheduler
         self._weights = weights
-        self._runner = Runner(self.store, self.files, scheduler, weights, self.boot_id, lambda run: None)
+        self._runner = Runner(self.store, self.files, scheduler, weights, self.boot_id, self._changed)
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[JobRecord]] = {}
         self._taking = set[asyncio.Task[JobRecord]]()
@@ -153,6 +157,7 @@ class Jobs:
         job = await self.store.change(owner_id, job_id, priority=priority, to_front=to_front)
         if run := self._runs.get(job_id):
             run.job = replace(run.job, priority=job.priority, moved_at=job.moved_at)
+            self._changed(run)
             for ticket in run.tickets:
                 self._scheduler.change(ticket, run.submission)
         return job
@@ -170,6 +175,20 @@ class Jobs:
         await self._switches.set(PAUSED, paused)
         self._scheduler.pause(paused)
 
+    async def look(self, owner_id: str | None, job_ids: Sequence[str]) -> list[JobRecord]:
+        """How some jobs stand; of those under way this is known without the database."""
+        here = {job_id: run.job for job_id, run in self._runs.items() if job_id in job_ids}
+        elsewhere = await self.store.some(owner_id, [job_id for job_id in job_ids if job_id not in here])
+        found = [(here | elsewhere).get(job_id) for job_id in job_ids]
+        return [job for job in found if job is not None and owner_id in (None, job.owner_id)]
+
+    def places(self) -> dict[str, int]:
+        """The place in line, from 1, of each job under way of which nothing is begun."""
+        waiting = [run.job for run in self._runs.values() if not run.began]
+        front = [(-job.priority, -job.moved_at.timestamp() if job.moved_at else 0.0, job.created_at) for job in waiting]
+        line = sorted(zip(front, [job.id for job in waiting], strict=True))
+        return {job_id: place for place, (_, job_id) in enumerate(line, start=1)}
+
     def find(self, job_id: str) -> Run | None:
         """The run of a job that is under way."""
         return self._runs.get(job_id)
@@ -180,6 +199,7 @@ class Jobs:
         Jobs that nobody waits for are left to the next run of the server, and after DeviceLost so are all.
         """
         self._closed = self._closed or reason or Interrupted()
+        self._events.close()
         self._weights.halt()
         for run in self._runs.values():
             run.stop(self._closed)
@@ -247,6 +267,7 @@ class Jobs:
             run.stop(self._closed)
         task = asyncio.create_task(self._runner.carry_out(run))
         self._runs[run.job.id], self._tasks[run.job.id] = run, task
+        self._changed(run)
         task.add_done_callback(lambda _: self._ended(run, task))
         return task
 
@@ -274,8 +295,12 @@ class Jobs:
         if run.job.attached and not run.waiting:
             run.stop(ClientGone("The client hung up."))
 
+    def _changed(self, run: Run) -> None:
+        self._events.changed(run.job.owner_id, run.job.id)
+
     def _ended(self, run: Run, task: "asyncio.Task[JobRecord]") -> None:
         del self._runs[run.job.id], self._tasks[run.job.id]
+        self._changed(run)
         error = task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
         kept = 0 if error else len(run.order.requests) - len(Result(task.result(), ()).failures)
         self._scheduler.books.meter.job_ended(JobEnd(run.order.entry.name, len(run.order.requests), kept, error))

@@ -16,7 +16,7 @@ from server.errors import Cancelled, EngineLost, Interrupted, explain, public
 from server.jobs.keeping import Kept, discard, keep
 from server.jobs.orders import Order
 from server.scheduling.loop import Scheduler
-from server.scheduling.queue import Submission, Ticket
+from server.scheduling.queue import Stage, Submission, Ticket
 from server.weights import WeightHashes
 from storage.errors import DatabaseBusy, DiskFull, IllegalTransition
 from storage.files import MediaFiles
@@ -59,6 +59,11 @@ class Run:
             ticket.future.cancel()
         self.begun.set()
         self.stopping.set()
+
+    @property
+    def began(self) -> bool:
+        """Whether the device was at any of its images in this attempt."""
+        return any(ticket.stage is not Stage.WAITING for ticket in self.tickets)
 
     @property
     def submission(self) -> Submission:
@@ -146,6 +151,7 @@ class Runner:
             await run.begun.wait()
             if run.stopped is None:
                 run.job = await self._store.start(run.job.id, self._boot_id)
+                self._changed(run)
         except Exception as error:
             for ticket in run.tickets:
                 ticket.future.cancel()

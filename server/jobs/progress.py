@@ -1,0 +1,117 @@
+"""How far jobs are, in the words that their clients read."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any
+
+from server.jobs.jobs import Jobs
+from server.jobs.runs import Run
+from server.overview import Overview
+from server.playground import image_facts, iso
+from server.scheduling.loop import Scheduler
+from server.scheduling.queue import Stage, Ticket
+from storage.records import ImageRecord, JobRecord, JobStatus
+
+
+class Progress:
+    """Looks at jobs, from their rows and, while they are under way, from their images in line."""
+
+    def __init__(self, jobs: Jobs, scheduler: Scheduler, overview: Overview) -> None:
+        self._jobs = jobs
+        self._scheduler = scheduler
+        self._overview = overview
+
+    async def one(self, job: JobRecord) -> dict[str, Any]:
+        """The facts of one job."""
+        return (await self.of([job]))[0]
+
+    async def of(self, jobs: Sequence[JobRecord]) -> list[dict[str, Any]]:
+        """The facts of several."""
+        done = [job.id for job in jobs if job.status is JobStatus.COMPLETED]
+        images = await self._jobs.images.of_jobs(done)
+        places, ends = self._jobs.places(), self._overview.ends()
+        return [self._facts(job, images.get(job.id, []), places, ends) for job in jobs]
+
+    def _facts(
+        self, job: JobRecord, images: Sequence[ImageRecord], places: Mapping[str, int], ends: Mapping[int, float]
+    ) -> dict[str, Any]:
+        run = self._jobs.find(job.id) if job.finished_at is None else None
+        left = self._left(run, ends)
+        facts = {
+            "id": job.id,
+            "jobId": job.id,
+            "status": job.status,
+            "progress": 100 if job.status is JobStatus.COMPLETED else _progress(run),
+            "currentStep": self._step(job, run),
+            "queuePosition": places.get(job.id),
+            "estimatedTimeRemaining": None if left is None else round(left, 3),
+            "estimatedCompletion": None if left is None else iso(datetime.now(UTC) + timedelta(seconds=left)),
+            "attempts": job.attempts,
+            "maxAttempts": job.max_attempts,
+            "resultImages": [image_facts(image) for image in images],
+            "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
+        }
+        return facts | _row(job)
+
+    def _left(self, run: Run | None, ends: Mapping[int, float]) -> float | None:
+        """Seconds until all of a job's images will be done, where that can be told."""
+        if run is None or not run.tickets or (self._scheduler.paused and not run.began):
+            return None
+        known = [ends.get(ticket.order) for ticket in run.tickets if ticket.live]
+        if None in known:
+            return None
+        return max(0.0, max((end for end in known if end is not None), default=0.0) - monotonic())
+
+    def _step(self, job: JobRecord, run: Run | None) -> str:
+        """What is being done, in words."""
+        if job.finished_at is not None:
+            return str(job.status)
+        if run is None or not run.tickets:
+            return "waiting for the next attempt" if job.attempts else "waiting in queue"
+        if not run.began:
+            return "the queue is paused" if self._scheduler.paused else self._waiting(run)
+        return _at_work(run.tickets)
+
+    def _waiting(self, run: Run) -> str:
+        loading = self._scheduler.models.loading
+        if loading is not None and loading.model == run.order.entry.name:
+            return f"loading the model: {loading.stage} {loading.share:.0%}"
+        return "waiting in queue"
+
+
+def _progress(run: Run | None) -> float:
+    """Percent of a job's steps that are done; 100 only once its pictures are kept."""
+    if run is None or not run.tickets:
+        return 0.0
+    shares = [1.0 if not ticket.live else ticket.step / ticket.request.steps for ticket in run.tickets]
+    return min(99.0, round(100 * sum(shares) / len(shares), 1))
+
+
+def _at_work(tickets: Sequence[Ticket]) -> str:
+    """The step of the image that is furthest, and how many others are done."""
+    live = [ticket for ticket in tickets if ticket.live]
+    done = f" ({len(tickets) - len(live)} of {len(tickets)} done)" if len(tickets) > 1 else ""
+    if not live:
+        return "saving"
+    front = max(live, key=lambda ticket: ticket.step / ticket.request.steps)
+    if front.stage is Stage.DECODING:
+        return f"decoding{done}"
+    return f"denoising {front.step}/{front.request.steps}{done}"
+
+
+def _row(job: JobRecord) -> dict[str, Any]:
+    """What the row alone says."""
+    return {
+        "prompt": job.prompt,
+        "negativePrompt": job.negative_prompt,
+        "model": job.model,
+        "imageCount": job.image_count,
+        "priority": job.priority,
+        "sessionId": job.session_id,
+        "cost": job.cost,
+        "createdAt": iso(job.created_at),
+        "startedAt": None if job.started_at is None else iso(job.started_at),
+        "finishedAt": None if job.finished_at is None else iso(job.finished_at),
+        "dueAt": None if job.due_at is None or job.finished_at is not None else iso(job.due_at),
+    }
