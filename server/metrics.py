@@ -12,11 +12,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from pipelines.request import BatchKey
-from server.disconnect import ClientGone
-from server.errors import explain
+from server.endings import JobEnd
 from server.recent import Recent
 from server.scheduling.loop import Scheduler
-from server.scheduling.meter import JobEnd, Meter
+from server.scheduling.meter import Meter
 
 MOST_SIZES = 20
 """Sizes that have a label of their own, the first seen; the rest share "other", for every label is kept for ever."""
@@ -87,11 +86,11 @@ class Metrics(Meter):
         self._refusals.inc()
 
     def job_ended(self, job: JobEnd) -> None:
-        self._jobs.labels(_end(job)).inc()
+        self._jobs.labels(job.end).inc()
         if job.kept:
             self.totals["pictures"] += job.kept
             self.pictures.add(job.kept)
-            self._kept.labels(job.model).inc(job.kept)
+            self._kept.labels(job.order.entry.name).inc(job.kept)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -177,15 +176,6 @@ class Snapshot(Collector):
 def model_name(identity: str) -> str:
     """A model's name, of the identity of what is loaded of it."""
     return identity.partition("@")[0]
-
-
-def _end(job: JobEnd) -> str:
-    """How a job ended: in full, in part, by its client, or the code of the error that its client was told."""
-    if isinstance(job.error, ClientGone):
-        return "cancelled"
-    if isinstance(job.error, Exception):
-        return explain(job.error)[0].code
-    return "completed" if job.kept == job.wanted else "partly_failed"
 
 
 def _labelled(name: str, what: str, *labels: str) -> GaugeMetricFamily:
