@@ -68,8 +68,10 @@ class Spans:
 
 @dataclass(frozen=True)
 class _Trace:
-    """Writes down the spans of one trace, parents first. `epoch` is when the monotonic clock was 0, in ns since 1970:
-    one for all of them, so that a clock that is set meanwhile moves none out of its parent.
+    """Writes down the spans of one trace, parents first.
+
+    `epoch` is when the monotonic clock was 0, in nanoseconds since 1970: one for all of them, so that no span leaves
+    its parent when the machine's clock is set.
     """
 
     tracer: Tracer
@@ -96,10 +98,11 @@ class _Trace:
     def image(self, image: ImageEnd, job: Context) -> None:
         """An image and its stages, each until the next begins; if it failed, so did the last of them."""
         span = self.span("image", job, image.ticket.submitted, image.settled, _of_image(image), image.error)
-        *before, (last, since) = _stages(image.ticket)
-        for (name, began), (_, ended) in pairwise([*before, (last, since)]):
+        stages = _stages(image.ticket)
+        for (name, began), (_, ended) in pairwise(stages):
             self.span(name, span, began, ended)
-        self.span(last, span, since, image.settled, error=image.error)
+        name, began = stages[-1]
+        self.span(name, span, began, image.settled, error=image.error)
 
     def _at(self, seconds: float) -> int:
         return self.epoch + round(seconds * 1e9)
