@@ -12,11 +12,11 @@ from uuid import uuid4
 from pipelines.errors import CheckpointError, DeviceLost
 from pipelines.request import TokenCount
 from server.disconnect import ClientGone
+from server.endings import ImageEnd, JobEnd, Listener, error_code
 from server.errors import EngineLost, Interrupted, explain, public
 from server.keeping import Kept, discard, keep
 from server.orders import Order, to_job
 from server.scheduling.loop import Scheduler
-from server.scheduling.meter import JobEnd
 from server.scheduling.outlook import Reserved
 from server.scheduling.queue import Submission, Ticket
 from server.weights import WeightHashes
@@ -54,7 +54,9 @@ class _Run:
     work: float
     """Seconds of the device, as reckoned when it was accepted."""
     job: JobRecord | None = None
+    began: float = field(default_factory=monotonic)
     tickets: list[Ticket] = field(default_factory=list)
+    images: list[ImageEnd] = field(default_factory=list)
     promised: float = 0.0
     """Seconds that its pictures were expected to take when they were put in line."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,10 +73,18 @@ class _Run:
 class Jobs:
     """Runs orders. One instance a server; `boot_id` tells its work from that of a run before it.
 
-    `broken` has the identities of the models that could not be loaded when they were last wanted.
+    `broken` has the identities of the models that could not be loaded when they were last wanted. The listeners hear of
+    each job once it has ended, on the event loop.
     """
 
-    def __init__(self, database: Database, folder: Path, scheduler: Scheduler, weights: WeightHashes) -> None:
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        scheduler: Scheduler,
+        weights: WeightHashes,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
         self.boot_id = str(uuid4())
         self.images = ImageStore(database)
         self.files = MediaFiles(folder)
@@ -82,6 +92,7 @@ class Jobs:
         self._jobs = JobStore(database)
         self._scheduler = scheduler
         self._weights = weights
+        self._listeners = listeners
         self._under_way: dict[asyncio.Task[Result], _Run] = {}
         self._reserved = Reserved()
         self._keeping = 0.0  # seconds from a job's last picture to its end, of late
@@ -182,7 +193,7 @@ class Jobs:
     async def _accept(self, run: _Run) -> JobRecord:
         """The job's row, durable, and then its tickets."""
         try:
-            job = run.job or await self._jobs.insert(to_job(run.order))
+            run.job = job = run.job or await self._jobs.insert(to_job(run.order))
         finally:
             self._reserved.images -= len(run.order.requests)
             self._reserved.seconds -= run.work
@@ -197,7 +208,7 @@ class Jobs:
 
     async def _make(self, run: _Run, job: JobRecord) -> list[Kept | BaseException]:
         """In each image's place its picture, or why there is none."""
-        keeping = [asyncio.create_task(self._keep(run.order, index, one)) for index, one in enumerate(run.tickets)]
+        keeping = [asyncio.create_task(self._keep(run, index, ticket)) for index, ticket in enumerate(run.tickets)]
         try:
             await run.begun.wait()
             if run.stopped is None:
@@ -206,16 +217,21 @@ class Jobs:
             run.stop(error)
         return await asyncio.gather(*keeping, return_exceptions=True)
 
-    async def _keep(self, order: Order, index: int, ticket: Ticket) -> Kept:
+    async def _keep(self, run: _Run, index: int, ticket: Ticket) -> Kept:
         """Wait for one picture and put its files on disk."""
+        order = run.order
         try:
             picture = await ticket.future
-        except CheckpointError:
-            self.broken.add(order.entry.identity)
+            self.broken.discard(order.entry.identity)
+            weights = await self._weights.of(order.entry)
+            kept = await asyncio.to_thread(keep, self.files, order, index, ticket.request, picture, weights)
+        except BaseException as error:
+            if isinstance(error, CheckpointError):
+                self.broken.add(order.entry.identity)
+            run.images.append(ImageEnd(index, ticket, error_code(error, order)))
             raise
-        self.broken.discard(order.entry.identity)
-        weights = await self._weights.of(order.entry)
-        return await asyncio.to_thread(keep, self.files, order, index, ticket.request, picture, weights)
+        run.images.append(ImageEnd(index, ticket))
+        return kept
 
     async def _complete(self, run: _Run, job: JobRecord, made: Sequence[Kept | BaseException]) -> Result:
         """Write the rows of the pictures and the job's end; the first failure if there is no picture."""
@@ -276,4 +292,7 @@ class Jobs:
         if not task.cancelled():
             error = task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
             kept = 0 if error else len(task.result().images)
-            self._scheduler.books.meter.job_ended(JobEnd(run.order.entry.name, len(run.order.requests), kept, error))
+            job_id, weights = run.job.id if run.job else None, self._weights.known(run.order.entry)
+            job = JobEnd(run.order, job_id, run.began, run.images, kept, weights, error)
+            for listener in self._listeners:
+                listener(job)

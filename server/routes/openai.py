@@ -29,7 +29,7 @@ class OpenAI(Controller):
         """Make pictures and wait for them."""
         body = read_body(await read_json(request))
         base = None if wants_base64(body) else services.settings.public_url or str(request.base_url)
-        order = order_of(body, services.catalog, LOCAL_OWNER)
+        order = order_of(body, services.catalog, LOCAL_OWNER, request.headers.get("traceparent"))
         result = await while_connected(request, services.jobs.run(order))
         return _response(order, result, [await _item(services.jobs, image, base) for image in result.images])
 

@@ -73,7 +73,8 @@ class Ticket:
     Awaiting `future` gives the picture or raises why there is none; cancelling it frees the image's rows by the
     next step. `watch` is called on the event loop after each step and at the end. `entered` is where its owner's fair
     clock stood when it came, and `solo` its seconds with the device to itself. `step` of request.steps are done;
-    `evaluations_left` are the forward passes still to come, before the sampler is built as many as steps.
+    `evaluations_left` are the forward passes still to come, before the sampler is built as many as steps. `stages` are
+    those it has come through, each with when it began, by the monotonic clock.
     """
 
     entry: ModelEntry
@@ -85,16 +86,25 @@ class Ticket:
     clock: FairClock
     entered: float
     solo: float = 1.0
-    stage: Stage = Stage.WAITING
     submitted: float = field(default_factory=monotonic)
     started: float | None = None
     denoising: Any = None
+    stages: list[tuple[Stage, float]] = field(init=False)
     step: int = field(default=0, init=False)
     evaluations_left: int = field(init=False)
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.evaluations_left, self.rows = self.request.steps, self.request.rows
+        self.stages = [(Stage.WAITING, self.submitted)]
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[-1][0]
+
+    @stage.setter
+    def stage(self, stage: Stage) -> None:
+        self.stages.append((stage, monotonic()))
 
     def note(self) -> None:
         """Take down how far its denoising is, while the GPU thread is not at it."""
