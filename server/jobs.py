@@ -198,7 +198,7 @@ class Jobs:
             self._reserved.images -= len(run.order.requests)
             self._reserved.seconds -= run.work
         if run.stopped is None:  # nothing was awaited since, so the room that was reserved is still there
-            wanted = Submission(run.order.priority, run.order.owner_id, run.order.deadline)
+            wanted = Submission(run.order.priority, run.order.owner_id, run.order.deadline, run.order.user or "")
             run.tickets = [
                 self._scheduler.submit(run.order.entry, request, wanted, lambda _: run.begun.set())
                 for request in run.order.requests

@@ -10,7 +10,7 @@ thread alone: each visit there reports it.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -29,6 +29,7 @@ from server.scheduling.outlook import Outlook, Reserved
 from server.scheduling.previews import Previews
 from server.scheduling.queue import ORDINARY, Line, Picture, QueueFull, Stage, Submission, Ticket
 from server.scheduling.verbs import EngineVerbs, Visits, prepare
+from server.scheduling.workers import Worker
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,17 @@ class Scheduler:
         self.visits = Visits(engine, gpu, self.books.meter)
         self.models = Models(self.visits, loader, self.books, idle_seconds)
         self.previews = Previews(self.visits)
-        self.outlook = Outlook(self.books, self.cap, queue_limit=queue_limit, queue_seconds=queue_seconds)
+        self.outlook = Outlook(
+            self.books, self.cap, self.models.seconds_to_come, queue_limit=queue_limit, queue_seconds=queue_seconds
+        )
         self._engine = engine
         self._max_rows = max_rows
         self.line = Line()
         self._orders = count()
-        self._load = asyncio.Event()
-        self._wake = {stage: asyncio.Event() for stage in Stage}
+        self._loads = Worker(self._load_some, every=HOUSEKEEPING_SECONDS)
+        self._begins = Worker(self._begin_some, every=LOOK_SECONDS)
+        self._steps = Worker(self._step_some)
+        self._decodes = Worker(self._decode_some)
 
     @property
     def resident(self) -> list[str]:
@@ -106,7 +111,7 @@ class Scheduler:
     ) -> Ticket:
         """Queue one image. Whether there is room for it is `check_room`'s to say."""
         future: asyncio.Future[Picture] = asyncio.get_running_loop().create_future()
-        entered = self.books.clock.enter(wanted.owner)
+        entered = self.books.clock.enter(wanted.party)
         ticket = Ticket(entry, request, wanted, next(self._orders), future, watch, self.books.clock, entered)
         ticket.solo = self.books.solo_seconds(ticket)
         self.line.add(ticket)
@@ -121,13 +126,13 @@ class Scheduler:
             CheckpointError: it cannot be loaded.
         """
         there = self.models.want(entry)
-        self._load.set()
+        self._loads.wake()
         await asyncio.shield(there)
 
     def retire(self, identities: Collection[str]) -> None:
         """Name the models that are offered no longer, all of them: each leaves the device once it is idle."""
         self.models.retire(identities)
-        self._load.set()
+        self._loads.wake()
 
     async def run(self) -> None:
         """Work until cancelled; then whoever still waits is told so.
@@ -137,12 +142,8 @@ class Scheduler:
         """
         try:
             async with asyncio.TaskGroup() as workers:
-                workers.create_task(self._wake_every(HOUSEKEEPING_SECONDS, self._load))
-                workers.create_task(self._wake_every(LOOK_SECONDS, self._wake[Stage.WAITING]))
-                workers.create_task(self._work(self._load, self._load_some))
-                workers.create_task(self._work(self._wake[Stage.WAITING], self._begin_some))
-                workers.create_task(self._work(self._wake[Stage.DENOISING], self._step_some))
-                workers.create_task(self._work(self._wake[Stage.DECODING], self._decode_some))
+                for worker in (self._loads, self._begins, self._steps, self._decodes):
+                    workers.create_task(worker.run())
         except ExceptionGroup as group:
             lost = next((error for error in group.exceptions if isinstance(error, DeviceLost)), None)
             if lost is None:
@@ -154,20 +155,6 @@ class Scheduler:
             self.models.give_up()
             for ticket in self.line.tickets:
                 ticket.future.cancel()
-
-    async def _work(self, wake: asyncio.Event, turn: Callable[[], Awaitable[bool]]) -> None:
-        """Take turns while there is something to do, then sleep until there may be again."""
-        while True:
-            await wake.wait()
-            wake.clear()
-            while await turn():
-                pass
-
-    async def _wake_every(self, seconds: float, wake: asyncio.Event) -> None:
-        """Time alone may give a worker something to do."""
-        while True:
-            await asyncio.sleep(seconds)
-            wake.set()
 
     async def _load_some(self) -> bool:
         """Unload what is no longer wanted, or load the model of the foremost image that lacks one."""
@@ -208,7 +195,7 @@ class Scheduler:
             if outcomes is None:
                 for ticket in batch:
                     ticket.stage = Stage.WAITING
-                self._load.set()
+                self._loads.wake()
                 return True
             self.books.encoded(batch[0].key, len(batch), seconds)
             for ticket, outcome in zip(batch, outcomes, strict=True):
@@ -222,7 +209,7 @@ class Scheduler:
             ticket.denoising = outcome
             ticket.note()
             ticket.stage = Stage.DENOISING
-            self._wake[Stage.DENOISING].set()
+            self._steps.wake()
             ticket.watch(ticket)
 
     async def _step_some(self) -> bool:
@@ -247,9 +234,9 @@ class Scheduler:
             ticket.note()
             if not ticket.evaluations_left:
                 ticket.stage = Stage.DECODING
-                self._wake[Stage.DECODING].set()
+                self._decodes.wake()
             if not ticket.evaluations_left or ticket.rows < rows:
-                self._wake[Stage.WAITING].set()
+                self._begins.wake()
             ticket.watch(ticket)
 
     async def _decode_some(self) -> bool:
@@ -271,15 +258,15 @@ class Scheduler:
     def _ended(self, ticket: Ticket) -> None:
         """A ticket's future is done, by whichever way: the next in line may have its rows."""
         self.line.remove(ticket)
-        self.books.clock.leave(ticket.owner)
+        self.books.clock.leave(ticket.party)
         ticket.denoising = None
         self._wake_all()
         ticket.watch(ticket)
 
     def _wake_all(self) -> None:
         """Somebody came or went: there may be something to load or to begin."""
-        self._load.set()
-        self._wake[Stage.WAITING].set()
+        self._loads.wake()
+        self._begins.wake()
 
     @contextmanager
     def _failing(self, batch: Sequence[Ticket]) -> Iterator[None]:
@@ -292,8 +279,9 @@ class Scheduler:
             self._fail(batch, error)
 
     def _fail(self, batch: Sequence[Ticket], error: Exception) -> None:
-        # A foreseen error explains itself; another needs its traceback.
-        log.error("%d images failed: %s", len(batch), error, exc_info=not isinstance(error, PipelineError) and error)
+        if batch:  # a foreseen error explains itself; another needs its traceback
+            unforeseen = None if isinstance(error, PipelineError) else error
+            log.error("%d images failed: %s", len(batch), error, exc_info=unforeseen)
         for ticket in [ticket for ticket in batch if ticket.live]:
             self.books.meter.failed(type(error).__name__)
             ticket.fail(error)

@@ -48,6 +48,8 @@ class Models:
         self._idle_seconds = idle_seconds
         self._wanted: dict[str, tuple[ModelEntry, asyncio.Future[None]]] = {}
         self._retired = frozenset[str]()
+        self._took: dict[tuple[str, bool], float] = {}
+        """Seconds of each model's last load, from its files or from where it was parked."""
         self._used: dict[str, float] = {}
         self._apart: dict[tuple[str, frozenset[str]], float] = {}
         """A model that did not fit beside others, those others, and until when that is believed."""
@@ -68,6 +70,15 @@ class Models:
         self._retired = frozenset(identities)
         for identity in self._retired & self._wanted.keys():
             self._settle(identity)
+
+    def seconds_to_come(self, identity: str) -> float:
+        """Until a model is there, by its last load or else the longest of all; 0 for one that is."""
+        if identity in self.resident:
+            return 0.0
+        known = self._took.get((identity, identity in self._visits.state.parked))
+        took = max(self._took.values(), default=0.0) if known is None else known
+        coming = self.loading is not None and self.loading.model == name_of(identity)
+        return max(0.0, took - (monotonic() - self.loading.since)) if coming and self.loading else took
 
     def used(self, identity: str) -> None:
         """Somebody's image is made with it."""
@@ -139,6 +150,7 @@ class Models:
         else:
             self.used(entry.identity)
             self._settle(entry.identity)
+            self._took[entry.identity, parked] = monotonic() - began
             self._books.meter.loaded(entry.name, parked, monotonic() - began)
         finally:
             self.loading = None

@@ -179,6 +179,18 @@ def not_held(ready: Sequence[C], waiting: Sequence[C], crowding: Callable[[str],
     return [image for image in ready if not due or not held(image)]
 
 
+def presses(seconds: float, solo: float, share: float) -> bool:
+    """Whether an image that is wanted in so many seconds is ready by then only if it goes on now.
+
+    One that is past saving presses nobody.
+
+    Args:
+        solo: its seconds with the device to itself.
+        share: what is still to be done of them.
+    """
+    return -0.25 * solo <= seconds - share * solo <= 0.5 * solo
+
+
 def _rank(image: Candidate) -> tuple[int, int]:
     """What goes before value: the class, and within it who waited too long or has a deadline at stake."""
     if image.shares >= STARVED:

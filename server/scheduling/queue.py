@@ -12,8 +12,9 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.request import BatchKey, ImageRequest, TokenCount
-from server.scheduling.fairness import FairClock
+from server.scheduling.fairness import FairClock, Party
 from server.scheduling.forecast import Plan
+from server.scheduling.policy import presses
 
 
 class QueueFull(Exception):
@@ -53,13 +54,20 @@ class Submission:
 
     Attributes:
         priority: a higher one goes first, and is never held up by a lower one for longer than a step.
-        owner: who is to have a fair share of the device.
+        owner: whose it is, who is to have a fair share of the device.
+        user: whom the owner asks for, who is to have a fair share of the owner's part.
         deadline: seconds from now by which the picture is wanted, if that can be kept without harm to higher classes.
     """
 
     priority: int = 0
     owner: str = ""
     deadline: float | None = None
+    user: str = ""
+
+    @property
+    def party(self) -> Party:
+        """Who shares."""
+        return self.owner, self.user
 
 
 ORDINARY = Submission()
@@ -71,7 +79,7 @@ class Ticket:
     """One image that somebody waits for; a `Candidate` of the policy.
 
     Awaiting `future` gives the picture or raises why there is none; cancelling it frees the image's rows by the
-    next step. `watch` is called on the event loop after each step and at the end. `entered` is where its owner's fair
+    next step. `watch` is called on the event loop after each step and at the end. `entered` is where its party's fair
     clock stood when it came, and `solo` its seconds with the device to itself. `step` of request.steps are done;
     `evaluations_left` are the forward passes still to come, before the sampler is built as many as steps. `stages` are
     those it has come through, each with when it began, by the monotonic clock.
@@ -124,6 +132,10 @@ class Ticket:
         return self.wanted.owner
 
     @property
+    def party(self) -> Party:
+        return self.wanted.party
+
+    @property
     def live(self) -> bool:
         """Whether somebody still waits for it."""
         return not self.future.done()
@@ -131,16 +143,17 @@ class Ticket:
     @property
     def shares(self) -> float:
         """How often equal sharing of the device would have finished it by now."""
-        return self.clock.received(self.owner, self.entered) / self.solo
+        return self.clock.received(self.party, self.entered) / self.solo
 
     @property
     def pressing(self) -> bool:
-        """Whether its deadline is kept only if it goes on now; one that is past saving presses nobody."""
-        if self.wanted.deadline is None:
-            return False
-        left = self.solo * self.evaluations_left / self.request.steps
-        slack = self.submitted + self.wanted.deadline - monotonic() - left
-        return -0.25 * self.solo <= slack <= 0.5 * self.solo
+        """Whether its deadline is kept only if it goes on now."""
+        return self.due is not None and presses(self.due, self.solo, self.evaluations_left / self.request.steps)
+
+    @property
+    def due(self) -> float | None:
+        """Seconds from now until its deadline."""
+        return None if self.wanted.deadline is None else self.submitted + self.wanted.deadline - monotonic()
 
     @property
     def plan(self) -> Plan:
@@ -151,12 +164,13 @@ class Ticket:
             priority=self.priority,
             order=self.order,
             evaluations_left=0 if self.stage is Stage.DECODING else self.evaluations_left,
-            owner=self.owner,
+            party=self.party,
             entered=self.entered,
             solo=self.solo,
             clock=self.clock,
             begun=self.stage is not Stage.WAITING,
-            pressing=self.pressing,
+            due=self.due,
+            steps=self.request.steps,
         )
 
     def picture(self, image: Image) -> Picture:
