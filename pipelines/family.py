@@ -77,8 +77,12 @@ class Family(ABC):
         """What the denoiser is called with for a batch, the images' rows one after the other."""
 
     @abstractmethod
+    def ask(self, denoiser: Any, inputs: Inputs) -> torch.Tensor:
+        """Call a denoiser of this family: inputs of so many rows to their (rows, C, h, w) prediction."""
+
     def network(self, inputs: Inputs) -> torch.Tensor:
-        """The denoiser: inputs of so many rows to their (rows, C, h, w) prediction."""
+        """Ask the model's own denoiser."""
+        return self.ask(self.denoiser, inputs)
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.profile import Profile
+from pipelines.profile import PIXELS, Profile
 from pipelines.request import BatchKey
 
 SMOOTHING = 0.05
@@ -15,7 +15,7 @@ KNEE_SLACK = 0.05
 """Rows within this share of the best throughput are as good as the best: more only make everybody wait longer."""
 
 UNMEASURED = Profile(
-    flops=(0.0, 1.0, 0.0), steps=((1.0, 5e-7), (2.0**22, 2.1)), encode_seconds=0.05, decode_seconds=5e-7
+    PIXELS, steps=((1.0, 5e-7), (2.0**22, 2.1)), encode_seconds=0.05, decode_seconds=5e-7, counted=False
 )
 """Before anything was measured, half a second a megapixel: some estimate must be given, and the first steps mend it."""
 
@@ -70,7 +70,7 @@ class CostModel:
     def flops(self, key: BatchKey, rows: int) -> float:
         """Floating-point operations of one forward pass, as counted at load; 0 where they never were."""
         profile = self.profile(key.model)
-        return 0.0 if profile is UNMEASURED else profile.row_flops(_pixels(key)) * rows
+        return profile.row_flops(_pixels(key)) * rows if profile.counted else 0.0
 
     def seen(self, model: str) -> Mapping[tuple[int, int], Collection[int]]:
         """The sizes of which steps of this model ran, the first seen first, and with how many rows."""
