@@ -152,7 +152,7 @@ class Engine:
         if self.device.torch_device.type == "cuda":
             torch.cuda.set_device(self.device.torch_device)  # it belongs to a thread, and this is the one
         progress(LoadStage.PLACING, 0.0)
-        self._residency.place(entry, family, busy)
+        self._residency.place(entry, family, busy, progress)
         self._previewers.make(self._residency.get(entry))
         progress(LoadStage.PLACING, 1.0)
 

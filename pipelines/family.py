@@ -163,10 +163,13 @@ class Family(ABC):
             network.requires_grad_(False).eval()
         self.vae.to(vae_dtype(self.vae, speed, self.dtype, self.device))
 
-    def place(self) -> None:
+    def place(self, progress: Progress = untold) -> None:
         """Put the networks on the device, or what `offload` leaves of them; each time after `park`, too.
 
         May be called again after it failed for want of memory.
+
+        Args:
+            progress: told of each warm-up of what is compiled.
         """
         self.prepare()
         self._at_home = False
@@ -181,7 +184,7 @@ class Family(ABC):
             quantize(self.denoiser, self.repeated_blocks, self.entry.name)
         self.forward = Forward(self.network, self.entry.speed, self.device)
         if self.entry.speed.compile and not self.warm:
-            warm_up(self.entry, self._try)
+            warm_up(self.entry, self._try, progress)
             self.warm = True
 
     def park(self, pinned: bool, progress: Progress = untold) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 import pipelines.device
+import server.scheduling.models
 import server.scheduling.verbs
 import server.watchdog
 from pipelines.catalog import Catalog, ModelEntry
@@ -25,6 +27,7 @@ from pipelines.denoising import Denoising
 from pipelines.device import pick_device, responds
 from pipelines.engine import Engine
 from pipelines.errors import DeviceLost, ImageFailed
+from pipelines.progress import LoadStage, Progress, untold
 from pipelines.request import Wishes, settle
 from server.gpu import WorkerThread
 from server.scheduling.loop import Scheduler
@@ -134,6 +137,86 @@ async def test_a_lost_device_ends_the_scheduler_and_every_image_with_it() -> Non
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("verb", ["make_room", "place", "measure", "encode", "step"])
+async def test_whatever_hangs_on_the_device_ends_the_scheduler(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    patience = "UNKNOWN_PATIENCE" if verb == "step" else "LEAST_PATIENCE"  # of a first step nobody knows what it takes
+    monkeypatch.setattr(server.scheduling.verbs, patience, 0.05)
+    monkeypatch.setattr(server.scheduling.models, "LOAD_SECONDS", 0.001)
+    monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.01)
+    engine, gate = FakeEngine(), Gate()
+    gate.close()
+    monkeypatch.setattr(engine, verb, lambda *_: gate.enter())
+    gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
+    scheduler = Scheduler(engine, gpu, loader, max_rows=2, queue_limit=10)
+    ticket = scheduler.submit(entry(), request())
+    async with asyncio.timeout(PATIENCE):
+        ended, _, picture = await asyncio.gather(scheduler.run(), watch(gpu), ticket.future, return_exceptions=True)
+    assert gate.reached.is_set()
+    assert isinstance(ended, DeviceLost) and isinstance(picture, DeviceLost)
+    gate.open()
+    loader.close()
+
+
+@pytest.mark.anyio
+async def test_what_a_load_tells_of_its_progress_shows_that_the_device_gets_on() -> None:
+    gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
+    begun_anew: dict[LoadStage, bool] = {}
+
+    def told(progress: Progress, stage: LoadStage) -> None:
+        before = gpu.present
+        progress(stage, 0.5)
+        begun_anew[stage] = gpu.present is not before
+
+    class Telling(FakeEngine):
+        def read(self, entry: ModelEntry, progress: Progress) -> str:
+            told(progress, LoadStage.READING)
+            return super().read(entry, progress)
+
+        def place(self, entry: ModelEntry, family: Any, busy: Any, progress: Progress = untold) -> None:
+            told(progress, LoadStage.PLACING)
+            super().place(entry, family, busy, progress)
+
+    scheduler = Scheduler(Telling(), gpu, loader, max_rows=2, queue_limit=10)
+    working = asyncio.create_task(scheduler.run())
+    await scheduler.load(entry())
+    working.cancel()
+    assert begun_anew == {LoadStage.READING: False, LoadStage.PLACING: True}, "the loader is another thread"
+    gpu.close()
+    loader.close()
+
+
+@pytest.mark.anyio
+async def test_each_sign_that_work_gets_on_begins_its_patience_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr(server.watchdog, "monotonic", lambda: clock)
+    monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.001)
+    gpu, signs, noted = WorkerThread("gpu"), SimpleQueue[bool](), SimpleQueue[None]()
+    watching = asyncio.create_task(watch(gpu))
+
+    def work() -> None:
+        while signs.get(timeout=PATIENCE):
+            gpu.get_on()
+            noted.put(None)
+
+    working = asyncio.create_task(gpu.within(0.005, work))
+    for _ in range(6):
+        signs.put(True)
+        await asyncio.to_thread(noted.get, timeout=PATIENCE)
+        await asyncio.sleep(0.01)
+        clock += 0.0015
+        await asyncio.sleep(0.01)
+    assert not watching.done(), "9 ms in all, but never 5 without a sign"
+    for _ in range(6):
+        clock += 0.0015
+        await asyncio.sleep(0.01)
+    with pytest.raises(DeviceLost, match="hangs"):
+        await working
+    assert watching.done()
+    signs.put(False)
+    gpu.close()
+
+
+@pytest.mark.anyio
 async def test_a_thread_that_was_given_up_raises_the_reason_to_all_who_come() -> None:
     gpu, gate = WorkerThread("gpu"), Gate()
     gate.close()
@@ -180,7 +263,7 @@ async def test_the_watchdog_ends_what_outlasts_its_patience_and_nothing_else(mon
     await work(None)
     await work(1.0)
     await work(1.0, asleep=1000)
-    assert not watching.done(), "a load has no bound, work within its patience goes on, and sleep is not work"
+    assert not watching.done(), "a reading has no bound, work within its patience goes on, and sleep is not work"
     await work(0.005)
     assert watching.done()
     gate.open()
@@ -236,7 +319,6 @@ def marked(fake: FakeServer) -> list[tuple[Any, ...]]:
 def test_a_server_without_its_device_says_so_and_leaves_its_jobs_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Callable[[], GatedEngine]
 ) -> None:
-    monkeypatch.setattr(server.scheduling.verbs, "LEAST_PATIENCE", 0.2)
     monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.02)
     with ThreadPoolExecutor() as pool, serving(tmp_path, engine(), max_rows=2) as fake:
         fake.engine.gates["encode"].close()
@@ -245,6 +327,7 @@ def test_a_server_without_its_device_says_so_and_leaves_its_jobs_to_the_next(
         with calling(fake, prompt="gone"):
             eventually(lambda: fake.queue == 3)
         eventually(lambda: fake.queue == 2)
+        monkeypatch.setattr(server.scheduling.verbs, "LEAST_PATIENCE", 0.2)
         fake.engine.gates["encode"].open()
         lost = first.result()
         (job_id,) = fake.rows("SELECT id FROM jobs WHERE prompt = 'poison'")[0]
@@ -350,8 +433,9 @@ def wide(image: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_stop_keeps_the_promise_that_the_job_is_queued(tmp_path: Path) -> None:
     leave(tmp_path)
-    with serving(tmp_path) as fake:
-        fake.engine.gates["step"].close()
+    engine = GatedEngine()
+    engine.gates["step"].close()
+    with serving(tmp_path, engine) as fake:
         assert fake.engine.gates["step"].reached.wait(PATIENCE)
         open_gates, fake.engine.open = fake.engine.open, lambda: None  # type: ignore[method-assign]
         fake.app.state.services.jobs.stop()

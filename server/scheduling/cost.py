@@ -118,6 +118,13 @@ class CostModel:
         """Seconds of decoding so many images, once this model decoded any."""
         return None if self._model(key.model).decode.value is None else images * self.decode_seconds(key)
 
+    def expected_encode(self, model: str, images: int) -> float | None:
+        """Seconds of beginning so many images, once this model was measured or began any; as if no prompt were kept."""
+        known, ratio = self._model(model), self._model(model).encode.value
+        if known.profile is UNMEASURED and ratio is None:
+            return None
+        return images * known.profile.encode_seconds * max(1.0, ratio or 1.0)
+
     def encode_seconds(self, model: str) -> float:
         """What comes before one image's first step."""
         known = self._model(model)
