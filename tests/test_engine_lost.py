@@ -45,29 +45,40 @@ LOST = DeviceLost("The device was lost (planted).")
 # The engine
 
 
+@pytest.fixture
+def model(engine: Engine, catalog: Catalog) -> ModelEntry:
+    found = catalog.resolve("tiny-sdxl")
+    engine.load(found)
+    return found
+
+
 def begin(engine: Engine, model: ModelEntry, count: int) -> list[Denoising]:
     requests = [settle(Wishes("a hat", steps=2), model, seed) for seed in range(count)]
     images = engine.begin(model, requests, engine.encode(model, requests))
     return [image for image in images if isinstance(image, Denoising)]
 
 
+def failing(error: Exception) -> Callable[..., Any]:
+    """Stands for whatever fails so."""
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
+
+
 @pytest.mark.parametrize("verb", ["encode", "predict", "decode"])
 def test_an_error_after_which_nothing_computes_is_no_images_own(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, catalog: Catalog, verb: str
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, model: ModelEntry, verb: str
 ) -> None:
-    model = catalog.resolve("tiny-sdxl")
-    engine.load(model)
     batch = begin(engine, model, 3)
     calls = {
         "encode": lambda: engine.encode(model, [image.request for image in batch]),
         "predict": lambda: engine.step(model, batch),
         "decode": lambda: engine.finish(model, batch),
     }
-
-    def fail(*_: Any) -> Any:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(engine.family(model), verb, fail)
+    access = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(engine.family(model), verb, failing(access))
     outcomes: Sequence[Any] = calls[verb]()
     assert all(isinstance(outcome, ImageFailed) for outcome in outcomes), "the device answers, so it was theirs"
     monkeypatch.setattr(pipelines.device, "responds", lambda device: False)
@@ -77,21 +88,12 @@ def test_an_error_after_which_nothing_computes_is_no_images_own(
 
 @pytest.mark.parametrize("place", ["pipelines.engine.synchronize", "pipelines.isolation.free_memory"])
 def test_an_error_that_shows_only_later_is_looked_into_as_well(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, catalog: Catalog, place: str
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, model: ModelEntry, place: str
 ) -> None:
-    model = catalog.resolve("tiny-sdxl")
-    engine.load(model)
     batch = begin(engine, model, 2)
-
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("CUDA error: device-side assert triggered")
-
-    def lack(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("planted")
-
-    monkeypatch.setattr(place, fail)
+    monkeypatch.setattr(place, failing(RuntimeError("CUDA error: device-side assert triggered")))
     if place.endswith("free_memory"):
-        monkeypatch.setattr(engine.family(model), "predict", lack)
+        monkeypatch.setattr(engine.family(model), "predict", failing(torch.OutOfMemoryError("planted")))
     with pytest.raises(RuntimeError, match="assert"):
         engine.step(model, batch)
     monkeypatch.setattr(pipelines.device, "responds", lambda device: False)
@@ -103,11 +105,7 @@ def test_a_device_responds_unless_its_smallest_work_fails(monkeypatch: pytest.Mo
     device = pick_device("cpu").torch_device
     assert responds(device)
     for error, alive in ((RuntimeError("CUDA error: unspecified launch failure"), False), (MEMORY, True)):
-
-        def fail(_: Any, error: Exception = error) -> None:
-            raise error
-
-        monkeypatch.setattr(pipelines.device, "synchronize", fail)
+        monkeypatch.setattr(pipelines.device, "synchronize", failing(error))
         assert responds(device) is alive
 
 
@@ -126,11 +124,7 @@ async def test_a_lost_device_ends_the_scheduler_and_every_image_with_it() -> Non
     running, waiting = (scheduler.submit(entry(), request(steps=100_000, seed=seed)) for seed in range(2))
     while not engine.batches:
         await asyncio.sleep(0.001)
-
-    def lose(*_: Any) -> Any:
-        raise LOST
-
-    engine.step = lose  # type: ignore[method-assign]
+    engine.step = failing(LOST)  # type: ignore[method-assign]
     outcomes = await asyncio.gather(worker, running.future, waiting.future, return_exceptions=True)
     assert outcomes == [LOST] * 3
     gpu.close()
