@@ -24,7 +24,7 @@ APART_SECONDS = 5 * 60
 
 LOAD_SECONDS = 2 * 60.0
 """What making room for a model, placing it (each of its warm-ups by itself, which may compile) or measuring it takes at
-most, roughly: the watchdog waits a multiple of this, in which even two CPU cores measure a model at full size."""
+most, roughly: the watchdog waits a multiple of this, in which even two CPU cores would measure a model at full size."""
 
 
 @dataclass(frozen=True)

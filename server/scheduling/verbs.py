@@ -23,7 +23,7 @@ PATIENCE_FACTOR = 20
 
 UNKNOWN_PATIENCE = 2 * 3600.0
 """Seconds for work of which nobody knows how long it takes, such as the first step of a shape. Beyond what is slow but
-sound: 16 rows of SDXL at 1536x1536 take two CPU cores (some 50 GFLOP/s) an hour and a half."""
+sound: 16 rows of SDXL at 1536x1536 would take two CPU cores (at 50 GFLOP/s) an hour and a half."""
 
 
 class EngineVerbs(Protocol):
