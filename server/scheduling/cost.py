@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.profile import Profile
+from pipelines.profile import PIXELS, Profile
 from pipelines.request import BatchKey
 
 SMOOTHING = 0.02
@@ -15,7 +15,7 @@ KNEE_SLACK = 0.05
 """Rows within this share of the best throughput are as good as the best: more only make everybody wait longer."""
 
 UNMEASURED = Profile(
-    flops=(0.0, 1.0, 0.0), steps=((1.0, 5e-7), (2.0**22, 2.1)), encode_seconds=0.05, decode_seconds=5e-7
+    PIXELS, steps=((1.0, 5e-7), (2.0**22, 2.1)), encode_seconds=0.05, decode_seconds=5e-7, counted=False
 )
 """Before anything was measured, half a second a megapixel: some estimate must be given, and the first steps mend it."""
 
@@ -85,7 +85,7 @@ class CostModel:
     def flops(self, key: BatchKey, rows: int) -> float:
         """Floating-point operations of one forward pass, as counted at load; 0 where they never were."""
         profile = self.profile(key.model)
-        return 0.0 if profile is UNMEASURED else profile.row_flops(_pixels(key)) * rows
+        return profile.row_flops(_pixels(key)) * rows if profile.counted else 0.0
 
     def seen(self, model: str) -> Mapping[tuple[int, int], Collection[int]]:
         """The sizes of which steps of this model ran, the first seen first, and with how many rows."""
@@ -131,6 +131,13 @@ class CostModel:
     def expected_decode(self, key: BatchKey, images: int) -> float | None:
         """Seconds of decoding so many images, once this model decoded any."""
         return images * self.decode_seconds(key) if self._model(key.model).decode.seen else None
+
+    def expected_encode(self, model: str, images: int) -> float | None:
+        """Seconds of beginning so many images, once this model was measured or began any; as if no prompt were kept."""
+        known, ratio = self._model(model), self._model(model).encode.value
+        if known.profile is UNMEASURED and ratio is None:
+            return None
+        return images * known.profile.encode_seconds * max(1.0, ratio or 1.0)
 
     def encode_seconds(self, model: str) -> float:
         """What comes before one image's first step."""

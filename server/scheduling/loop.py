@@ -191,7 +191,7 @@ class Scheduler:
                 self.books.meter.waited(ticket.priority, ticket.started - ticket.submitted)
         work = partial(prepare, self._engine, entry, [ticket.request for ticket in batch])
         with self._failing(batch):
-            outcomes, seconds = await self.visits(work)
+            outcomes, seconds = await self.visits(work, self.books.cost.expected_encode(entry.identity, len(batch)))
             if outcomes is None:
                 for ticket in batch:
                     ticket.stage = Stage.WAITING

@@ -22,6 +22,11 @@ APART_SECONDS = 5 * 60
 """How long two models that did not fit together are not tried again: a shortage may have had another cause."""
 
 
+LOAD_SECONDS = 2 * 60.0
+"""What making room for a model, placing it (each of its warm-ups by itself, which may compile) or measuring it takes at
+most, roughly: the watchdog waits a multiple of this, in which even two CPU cores would measure a model at full size."""
+
+
 @dataclass(frozen=True)
 class Loading:
     """A model on its way to the device: what is being done, what share of that is done, and since when."""
@@ -131,11 +136,12 @@ class Models:
         await asyncio.sleep(0)
         beside = frozenset(busy())
         try:
-            await self._visits(partial(engine.make_room, entry, beside))
+            await self._visits(partial(engine.make_room, entry, beside), LOAD_SECONDS)
             parked = entry.identity in self._visits.state.parked
             family = None if parked else await self._loader(engine.read, entry, progress)
             beside = frozenset(busy())
-            await self._visits(partial(engine.place, entry, family, beside, progress))
+            alive = self._visits.alive(progress)
+            await self._visits(partial(engine.place, entry, family, beside, alive), LOAD_SECONDS)
             del family  # this frame would keep its weights alive
             await self._measure(entry)
         except NoRoom as error:
@@ -159,7 +165,7 @@ class Models:
         """Learn what a model's work costs here; where that fails, its first steps teach it."""
         self._note(entry.name, LoadStage.MEASURING, 0.0)
         try:
-            profile, _ = await self._visits(partial(self._visits.engine.measure, entry))
+            profile, _ = await self._visits(partial(self._visits.engine.measure, entry), LOAD_SECONDS)
         except (DeviceLost, NotRead):
             raise
         except Exception as error:
