@@ -34,8 +34,9 @@ class _Factor:
         """
         self.seen += 1
         share = max(SMOOTHING, 1 / self.seen)
-        self.value *= surprise**share
-        return float(surprise ** (1 - share))
+        taken = 1 + share * (surprise - 1)
+        self.value *= taken
+        return surprise / taken
 
 
 @dataclass
@@ -134,10 +135,10 @@ class CostModel:
 
     def expected_encode(self, model: str, images: int) -> float | None:
         """Seconds of beginning so many images, once this model was measured or began any; as if no prompt were kept."""
-        known, ratio = self._model(model), self._model(model).encode.value
-        if known.profile is UNMEASURED and ratio is None:
+        known = self._model(model)
+        if known.profile is UNMEASURED and not known.encode.seen:
             return None
-        return images * known.profile.encode_seconds * max(1.0, ratio or 1.0)
+        return images * known.profile.encode_seconds * max(1.0, known.encode.value)
 
     def encode_seconds(self, model: str) -> float:
         """What comes before one image's first step."""
