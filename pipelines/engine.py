@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 from PIL.Image import Image
@@ -25,7 +25,7 @@ from pipelines.family import Family
 from pipelines.fitting import Fitting
 from pipelines.isolation import Isolation
 from pipelines.loading import quiet_libraries
-from pipelines.preview import Previewer, clean_latents, draw, previewer_of
+from pipelines.preview import Previewers, clean_latents, draw
 from pipelines.profile import Profile
 from pipelines.profiling import profile_of
 from pipelines.progress import LoadStage, Progress, untold
@@ -34,6 +34,8 @@ from pipelines.request import BatchKey, ImageRequest
 from pipelines.residency import Residency, free_memory
 from pipelines.speed import keep_compiled
 from pipelines.state import Counts, DeviceFacts, EngineState
+
+_NO_MEMORY = "the device has no memory left for a preview now."
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,8 +72,7 @@ class Engine:
         self._profiles = folder and folder / "profiles"
         self._reader = Reader(device)
         self._residency = Residency(device, budgets or device.budgets())
-        # A model that is forgotten takes its previewer with it.
-        self._previewers: WeakKeyDictionary[Family, Previewer | None] = WeakKeyDictionary()
+        self._previewers = Previewers()
         self._fitting = Fitting()
         self._begun: list[tuple[ref[Denoising], str]] = []
         quiet_libraries()
@@ -151,8 +152,8 @@ class Engine:
         if self.device.torch_device.type == "cuda":
             torch.cuda.set_device(self.device.torch_device)  # it belongs to a thread, and this is the one
         progress(LoadStage.PLACING, 0.0)
-        self._residency.place(entry, family, busy)
-        self._previewer(self._residency.get(entry))
+        self._residency.place(entry, family, busy, progress)
+        self._previewers.make(self._residency.get(entry))
         progress(LoadStage.PLACING, 1.0)
 
     @_verb
@@ -235,22 +236,18 @@ class Engine:
             the linear map one pixel a latent, an eighth of the picture's own size), or the exception.
         """
         family = self._residency.get(entry)
-        previewer = self._previewer(family)
-        if previewer is None:
-            return [PreviewFailed(f"model {entry.name!r} has no previews; the log says why.") for _ in batch]
         latents = [self._clean(entry, image) for image in batch]
         sound = [one for one in latents if not isinstance(one, Exception)]
-        drawn = iter(self._isolation(entry).run(sound, lambda some: draw(previewer, some)) if sound else [])
+
+        def drawing(some: Sequence[torch.Tensor]) -> list[Image | Exception]:
+            return draw(self._previewers.of(family), some)
+
+        isolation = Isolation(self.device.torch_device, self._room(entry), lambda _: PreviewFailed(_NO_MEMORY))
+        drawn = iter(isolation.run(sound, drawing) if sound else [])
         return [one if isinstance(one, Exception) else next(drawn) for one in latents]
 
     def _clean(self, entry: ModelEntry, image: Denoising) -> torch.Tensor | Exception:
         return self._isolation(entry).run([image], lambda _: [clean_latents(image, entry.prediction)])[0]
-
-    def _previewer(self, family: Family) -> Previewer | None:
-        """A loaded model's previewer, made once."""
-        if family not in self._previewers:
-            self._previewers[family] = previewer_of(family)
-        return self._previewers[family]
 
     @contextmanager
     def _counting(self, family: Family) -> Iterator[None]:

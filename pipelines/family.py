@@ -38,6 +38,8 @@ class Family(ABC):
     vae: Any
     vae_factor: int
     """How many pixels of a side become one latent."""
+    preview_decoder: Any = None
+    """The small network that draws its previews, where its entry names one that could be had."""
     scheduler_config: Mapping[str, Any]
     cache: EmbeddingCache[Text, Embedding]
     forward: Forward | None = None
@@ -75,8 +77,12 @@ class Family(ABC):
         """What the denoiser is called with for a batch, the images' rows one after the other."""
 
     @abstractmethod
+    def ask(self, denoiser: Any, inputs: Inputs) -> torch.Tensor:
+        """Call a denoiser of this family: inputs of so many rows to their (rows, C, h, w) prediction."""
+
     def network(self, inputs: Inputs) -> torch.Tensor:
-        """The denoiser: inputs of so many rows to their (rows, C, h, w) prediction."""
+        """Ask the model's own denoiser."""
+        return self.ask(self.denoiser, inputs)
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -107,13 +113,18 @@ class Family(ABC):
 
     @property
     def networks(self) -> tuple[Any, ...]:
-        """All that has weights."""
+        """All that a picture is made with."""
         return (*self.modules, self.vae)
+
+    @property
+    def _small(self) -> tuple[Any, ...]:
+        """The networks so small that they take no turns: a preview never costs the denoiser its own."""
+        return () if self.preview_decoder is None else (self.preview_decoder,)
 
     @property
     def weight_bytes(self) -> int:
         """How much memory the weights of all networks take."""
-        return bytes_of(*self.networks)
+        return bytes_of(*self.networks, *self._small)
 
     def encode_alone(self, request: ImageRequest) -> Conditioning:
         """Encode without company and without what was kept from any: the same bits each time."""
@@ -135,8 +146,10 @@ class Family(ABC):
         if self.offload is Offload.NONE:
             return self.weight_bytes
         largest = max(bytes_of(network) for network in self.networks[self.offload is Offload.GROUP :])
-        # One layer at work and the next on its way; the others have left by then.
-        return max(largest, 2 * largest_layer(self.modules[0])) if self.offload is Offload.GROUP else largest
+        if self.offload is Offload.GROUP:
+            # One layer at work and the next on its way; the others have left by then.
+            largest = max(largest, 2 * largest_layer(self.modules[0]))
+        return largest + bytes_of(*self._small)
 
     def prepare(self) -> None:
         """Make the networks ready for inference, in the dtypes and with the levers they are to run with.
@@ -150,17 +163,19 @@ class Family(ABC):
             network.requires_grad_(False).eval()
         self.vae.to(vae_dtype(self.vae, speed, self.dtype, self.device))
 
-    def place(self) -> None:
+    def place(self, progress: Progress = untold) -> None:
         """Put the networks on the device, or what `offload` leaves of them; each time after `park`, too.
 
         May be called again after it failed for want of memory.
+
+        Args:
+            progress: told of each warm-up of what is compiled.
         """
         self.prepare()
         self._at_home = False
-        if self.offload is Offload.NONE:
-            for network in self.networks:
-                network.to(self.device)
-        elif self._turns is None:
+        for network in self._small if self.offload is not Offload.NONE else (*self.networks, *self._small):
+            network.to(self.device)
+        if self.offload is not Offload.NONE and self._turns is None:
             streamed = self.offload is Offload.GROUP
             self._turns = Turns(self.networks[streamed:], self.device)
             if streamed:
@@ -169,7 +184,7 @@ class Family(ABC):
             quantize(self.denoiser, self.repeated_blocks, self.entry.name)
         self.forward = Forward(self.network, self.entry.speed, self.device)
         if self.entry.speed.compile and not self.warm:
-            warm_up(self.entry, self._try)
+            warm_up(self.entry, self._try, progress)
             self.warm = True
 
     def park(self, pinned: bool, progress: Progress = untold) -> None:
@@ -182,8 +197,9 @@ class Family(ABC):
         self.forward = None  # its recorded graphs hold addresses there
         if self._turns is not None:
             self._turns.leave()
-        elif not self._at_home:
-            into_host(self.networks, pinned, progress)
+        if not self._at_home:
+            # Those that take turns have a home already.
+            into_host(self._small if self._turns is not None else (*self.networks, *self._small), pinned, progress)
             self._at_home = True
 
     def _try(self, rows: int, width: int, height: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipelines.device import is_out_of_memory, raise_if_lost
-from pipelines.errors import ImageFailed, ImageTooLarge, PipelineError
+from pipelines.errors import ImageFailed, PipelineError
 from pipelines.residency import free_memory
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Isolation:
         halved: the batches that lacked memory although all was freed that could be.
     """
 
-    def __init__(self, device: torch.device, room: Iterator[None], too_large: Callable[[Any], ImageTooLarge]) -> None:
+    def __init__(self, device: torch.device, room: Iterator[None], too_large: Callable[[Any], PipelineError]) -> None:
         self.fitted: list[Sequence[Any]] = []
         self.halved: list[Sequence[Any]] = []
         self._device = device

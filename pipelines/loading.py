@@ -221,11 +221,12 @@ def _from_hub(fetch: Callable[..., Any], check: Callable[[Path], object], progre
     return folder
 
 
-def load_preview_decoder(entry: ModelEntry, channels: int, dtype: torch.dtype) -> Any:
-    """The AutoencoderTiny that an entry's previews are drawn by, on the CPU and for inference.
+def load_preview_decoder(entry: ModelEntry, channels: int, dtype: torch.dtype, progress: Progress = untold) -> Any:
+    """The AutoencoderTiny that an entry's previews are drawn by, on the CPU and for inference. On any thread.
 
     Args:
         channels: of the model's latents.
+        progress: told of a download.
 
     Raises:
         CheckpointError: with what is at fault and the remedy; the libraries raise others.
@@ -238,11 +239,12 @@ def load_preview_decoder(entry: ModelEntry, channels: int, dtype: torch.dtype) -
     if not files:
         wanted = ["config.json", "diffusion_pytorch_model.safetensors"]
         download = partial(snapshot_download, entry.preview, allow_patterns=wanted)
-        folder = _from_hub(download, decoder_files, untold)
+        folder = _from_hub(download, decoder_files, progress)
         files = decoder_files(folder)
     for file in files:
         read_header(file)
-    decoder = AutoencoderTiny.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
+    with own_default_dtype():
+        decoder = AutoencoderTiny.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
     refuse_gaps(decoder, folder, files)
     if decoder.config.latent_channels != channels:
         raise CheckpointError(

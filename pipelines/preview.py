@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import PIL.Image
 import torch
@@ -14,9 +15,9 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from pipelines.catalog import LINEAR
 from pipelines.denoising import Answer, Denoising
+from pipelines.device import is_out_of_memory
 from pipelines.errors import PreviewFailed
 from pipelines.family import Family
-from pipelines.loading import load_preview_decoder
 from pipelines.samplers import Prediction
 
 log = logging.getLogger(__name__)
@@ -98,23 +99,50 @@ class DecoderPreviewer:
         return _shrunk(pixels.float(), MAX_SIDE)[0].permute(1, 2, 0)
 
 
-def new_previewer(family: Family) -> Previewer:
-    """The previewer that a model's entry names.
+class Previewers:
+    """Each model's previewer, made once. A model that is forgotten takes its own with it."""
 
-    Raises:
-        PipelineError: there can be none; whatever the libraries raise comes through as well.
-    """
-    if family.entry.preview == LINEAR:
-        return LinearPreviewer.fit(family)
-    channels = family.vae.config.latent_channels
-    return DecoderPreviewer(load_preview_decoder(family.entry, channels, family.dtype).to(family.device))
+    def __init__(self) -> None:
+        self._made: WeakKeyDictionary[Family, Previewer | None] = WeakKeyDictionary()
+
+    def make(self, family: Family) -> None:
+        """Have a placed model's previewer made before anybody looks; where memory lacks for that, it is made then."""
+        try:
+            self._find(family)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            log.info(
+                "model %s: no memory to prepare its previews; that is tried again with the first", family.entry.name
+            )
+
+    def of(self, family: Family) -> Previewer:
+        """A placed model's previewer.
+
+        Raises:
+            PreviewFailed: there can be none.
+            RuntimeError: memory lacks, which is not remembered.
+        """
+        previewer = self._find(family)
+        if previewer is None:
+            raise PreviewFailed(f"model {family.entry.name!r} has no previews; the log says why.")
+        return previewer
+
+    def _find(self, family: Family) -> Previewer | None:
+        if family not in self._made:
+            self._made[family] = _new(family)
+        return self._made[family]
 
 
-def previewer_of(family: Family) -> Previewer | None:
-    """A model's previewer; None where there can be none, which costs nobody a picture."""
+def _new(family: Family) -> Previewer | None:
+    """The previewer that a model's entry names; None where there can be none, which costs nobody a picture."""
+    if family.entry.preview != LINEAR:
+        return None if family.preview_decoder is None else DecoderPreviewer(family.preview_decoder)
     try:
-        return new_previewer(family)
+        return LinearPreviewer.fit(family)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         log.warning("no previews of model %r: %s", family.entry.name, str(error)[:600] or type(error).__name__)
         return None
 

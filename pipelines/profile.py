@@ -23,12 +23,15 @@ class Profile(msgspec.Struct, frozen=True):
         steps: (operations of a whole forward pass, seconds), by operations.
         encode_seconds: of one image's prompts, its noise and its sampler.
         decode_seconds: of one pixel in the VAE.
+        counted: whether `flops` are operations; else they are pixels, by which a curve serves one shape well and the
+            others roughly.
     """
 
     flops: tuple[float, float, float]
     steps: tuple[Point, ...]
     encode_seconds: float
     decode_seconds: float
+    counted: bool = True
 
     def row_flops(self, pixels: int) -> float:
         """Operations of one row of so many pixels."""
@@ -37,6 +40,10 @@ class Profile(msgspec.Struct, frozen=True):
     def step_seconds(self, pixels: int, rows: int) -> float:
         """Seconds of one forward pass."""
         return read_curve(self.steps, self.row_flops(pixels) * rows)
+
+
+PIXELS = (0.0, 1.0, 0.0)
+"""Coefficients in place of operations that nobody counted: the pixels themselves."""
 
 
 def polynomial(coefficients: tuple[float, float, float], pixels: float) -> float:

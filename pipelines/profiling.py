@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipelines.denoising import Denoising
 from pipelines.device import Device, is_out_of_memory, synchronize
 from pipelines.family import Family
-from pipelines.profile import Point, Profile, curve_of, fit_flops
+from pipelines.profile import PIXELS, Point, Profile, curve_of, fit_flops
 from pipelines.request import ImageRequest
 
 log = logging.getLogger(__name__)
@@ -53,30 +53,41 @@ def profile_of(family: Family, device: Device, folder: Path | None) -> Profile:
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("%s cannot be read (%s) and is measured anew", place, error)
     profile = measure(family)
-    if place is not None:
+    if place is not None and profile.counted:
         _keep(place, profile)
     return profile
 
 
 def measure(family: Family) -> Profile:
     """Measure a placed model. Rows for which there is no memory are left out."""
-    began = perf_counter()
-    flops = fit_flops([(w * h, float(_count_flops(family, w, h))) for w, h in _sizes(family, FLOP_FACTORS)])
+    counted = _flops(family)
+    flops = counted or PIXELS
     rough = Profile(flops, ((1.0, 1.0),), 1.0, 1.0)
+    began = perf_counter()
     points: list[Point] = []
     for width, height in _sizes(family, FACTORS):
         for rows, seconds in _steps(family, width, height, began):
             points.append((rough.row_flops(width * height) * rows, seconds))
-    image = _images(family, *_sizes(family, (1.0,))[0], 1)[0]
+    image = unguided_images(family, *_sizes(family, (1.0,))[0], 1)[0]
     pixels = image.request.width * image.request.height
     decode = _seconds(lambda: family.decode(image.latents), family.device)
     encode = _seconds(lambda: _begin(family, replace(image.request, prompt="a hat", seed=1)), family.device, rounds=1)
-    return Profile(flops, curve_of(points), encode, decode / pixels)
+    return Profile(flops, curve_of(points), encode, decode / pixels, counted is not None)
+
+
+def _flops(family: Family) -> tuple[float, float, float] | None:
+    """The coefficients of a model's operations over pixels; None where they cannot be counted."""
+    try:
+        sizes = _sizes(family, FLOP_FACTORS)
+        return fit_flops([(w * h, float(count_flops(family, unguided_images(family, w, h, 1)))) for w, h in sizes])
+    except Exception as error:  # whatever the libraries raise of a network that they cannot run without weights
+        log.warning("model %s: its operations cannot be counted (%s); pixels stand for them", family.entry.name, error)
+        return None
 
 
 def _steps(family: Family, width: int, height: int, began: float) -> Iterator[tuple[int, float]]:
     """Seconds of a forward pass by rows, while memory and time last; one row always."""
-    images = _images(family, width, height, max(ROWS))
+    images = unguided_images(family, width, height, max(ROWS))
     for rows in ROWS:
         if rows > 1 and perf_counter() - began > BUDGET_SECONDS:
             return
@@ -90,29 +101,41 @@ def _steps(family: Family, width: int, height: int, began: float) -> Iterator[tu
 
 
 def _seconds(work: Callable[[], Any], device: torch.device, rounds: int = ROUNDS) -> float:
-    """The least seconds that work takes, the device's own included."""
-    times = []
-    for _ in range(rounds):
-        synchronize(device)
-        began = perf_counter()
-        work()
-        synchronize(device)
-        times.append(perf_counter() - began)
-    return min(times)
+    """The least seconds that work takes."""
+    return min(timed(work, device) for _ in range(rounds))
 
 
-def _count_flops(family: Family, width: int, height: int) -> int:
-    """Floating-point operations of one row, two for each multiply-add.
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that work takes, the device's own included."""
+    synchronize(device)
+    began = perf_counter()
+    work()
+    synchronize(device)
+    return perf_counter() - began
 
-    Attention is counted as its plain matrix products: some fused kernels are unknown to the counter.
+
+def count_flops(family: Family, batch: Sequence[Denoising]) -> int:
+    """Floating-point operations of one forward pass of the plain network, two for each multiply-add.
+
+    They are counted on a copy of the network that has shapes alone (torch's meta device), so the counting computes
+    nothing and takes none of the device's memory. Attention is counted as its plain matrix products, of which some
+    fused kernels tell the counter nothing.
+
+    Raises:
+        Exception: whatever the libraries raise of a network that they cannot build or run without weights.
     """
+    denoiser = family.denoiser
+    # In float32 throughout: operations do not depend on the precision.
+    inputs = {name: torch.empty(tensor.shape, device="meta") for name, tensor in family.inputs(batch).items()}
+    with torch.device("meta"):
+        blank = type(denoiser).from_config(denoiser.config).eval()
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
-        family.predict(_images(family, width, height, 1, deterministic=True))  # the plain network, whatever its levers
+        family.ask(blank, inputs)
     return int(counter.get_total_flops())
 
 
-def _images(family: Family, width: int, height: int, count: int, deterministic: bool = False) -> list[Denoising]:
+def unguided_images(family: Family, width: int, height: int, count: int) -> list[Denoising]:
     """Images of one row each, before their first step."""
     entry = family.entry
     request = ImageRequest(
@@ -126,7 +149,6 @@ def _images(family: Family, width: int, height: int, count: int, deterministic: 
         sampler=entry.sampler,
         schedule=entry.schedule,
         seed=0,
-        deterministic=deterministic,
     )
     return [_begin(family, request) for _ in range(count)]
 

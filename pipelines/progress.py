@@ -20,7 +20,8 @@ class LoadStage(StrEnum):
 Progress: TypeAlias = Callable[[LoadStage, float], None]
 """Told a stage and how much of it is done, 0 to 1, on the thread that does it.
 
-READING counts the bytes of the files, BUILDING those of the networks; the others know only that they began and ended.
+READING counts the bytes of the files, BUILDING those of the networks, PLACING the warm-ups of what is compiled; the
+others know only that they began and ended.
 """
 
 

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from threading import get_ident
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from pipelines.device import Device
 from pipelines.errors import CheckpointError
 from pipelines.families import families
 from pipelines.family import Family
+from pipelines.loading import load_preview_decoder
 from pipelines.progress import Progress, untold
 from pipelines.sources import inspect_entry
 
@@ -44,6 +46,8 @@ class Reader:
                 torch.cuda.set_device(self._device.torch_device)  # or pinned memory would wake the first GPU
         dtype = self._device.dtype_for(entry.dtype)
         family = families()[entry.family].load(entry, self._device.torch_device, dtype, progress)
+        if entry.preview != LINEAR:
+            family.preview_decoder = _preview_decoder(family, progress)
         if self._device.own_memory:
             family.offload = entry.offload
         elif entry.offload is not Offload.NONE:
@@ -67,3 +71,12 @@ class Reader:
         # A preview decoder that is at fault costs the previews alone, later.
         size = inspect_entry(replace(entry, preview=LINEAR), families()[entry.family].pipeline_class)
         return 0 if size is None else size.parameters * self._device.dtype_for(entry.dtype).itemsize
+
+
+def _preview_decoder(family: Family, progress: Progress) -> Any:
+    """The decoder that a model's entry names; None where it cannot be had, which costs nobody a picture."""
+    try:
+        return load_preview_decoder(family.entry, family.vae.config.latent_channels, family.dtype, progress)
+    except Exception as error:  # the libraries raise whatever comes
+        log.warning("no previews of model %r: %s", family.entry.name, str(error)[:600] or type(error).__name__)
+        return None

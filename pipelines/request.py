@@ -72,7 +72,7 @@ class ImageRequest:
     @property
     def rows(self) -> int:
         """How many rows of a forward pass this image takes; with `skip_guidance`, before that sets in."""
-        return 2 if self.guided else 1
+        return 2 if self.guided and self.guided_steps else 1
 
     @property
     def guided_steps(self) -> int:

@@ -14,6 +14,7 @@ from pipelines.catalog import ModelEntry, Offload, name_of
 from pipelines.device import Device, is_out_of_memory, synchronize
 from pipelines.errors import CheckpointError, NoRoom, NotRead
 from pipelines.family import Family
+from pipelines.progress import Progress, untold
 
 
 class Residency:
@@ -73,7 +74,9 @@ class Residency:
             if not self.leave(busy):
                 raise NoRoom(self._no_room(entry))
 
-    def place(self, entry: ModelEntry, family: Family | None, busy: Collection[str]) -> None:
+    def place(
+        self, entry: ModelEntry, family: Family | None, busy: Collection[str], progress: Progress = untold
+    ) -> None:
         """Have a model on the device, and idle ones make room for it; it becomes the one used last.
 
         Raises:
@@ -89,7 +92,7 @@ class Residency:
             self._bytes[identity] = family.device_bytes
             try:
                 self.make_room(entry, self._bytes[identity], busy)
-                self._put(entry, family, busy)
+                self._put(entry, family, busy, progress)
                 self._bytes[identity] = family.device_bytes  # as placed
             except NoRoom:
                 self._park(identity, family)
@@ -115,18 +118,18 @@ class Residency:
         offloaded = (family for family in self._resident.values() if family.offload is not Offload.NONE)
         return self._budgets.ram - sum(family.weight_bytes for family in offloaded)
 
-    def _put(self, entry: ModelEntry, family: Family, busy: Collection[str]) -> None:
+    def _put(self, entry: ModelEntry, family: Family, busy: Collection[str], progress: Progress) -> None:
         """Take a model to the device, where memory may lack even within the budget."""
-        while not self._placed(family):
+        while not self._placed(family, progress):
             if not self.leave(busy):
                 if self._resident:
                     raise NoRoom(self._no_room(entry))
                 raise CheckpointError(self._too_large(entry, self._bytes[entry.identity]))
 
-    def _placed(self, family: Family) -> bool:
+    def _placed(self, family: Family, progress: Progress) -> bool:
         """Whether a model had room on its device. The error, which would keep it alive, is dropped."""
         try:
-            family.place()
+            family.place(progress)
             synchronize(self._device.torch_device)
             return True
         except RuntimeError as error:

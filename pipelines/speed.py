@@ -14,6 +14,7 @@ from pipelines.device import is_out_of_memory
 from pipelines.errors import CheckpointError
 from pipelines.forward import BUCKETS
 from pipelines.levers import Speed
+from pipelines.progress import LoadStage, Progress, untold
 
 log = logging.getLogger(__name__)
 
@@ -167,11 +168,12 @@ def _is_large(layer: torch.nn.Linear) -> bool:
     return min(sides) >= 512 and not any(side % 16 for side in sides) and type(layer.weight.data) is torch.Tensor
 
 
-def warm_up(entry: ModelEntry, attempt: Callable[[int, int, int], object]) -> None:
+def warm_up(entry: ModelEntry, attempt: Callable[[int, int, int], object], progress: Progress = untold) -> None:
     """Run a compiled model once in every row bucket at its own size, and at its other native sizes, and say how far.
 
     Args:
         attempt: runs one forward pass of so many rows at a width and height.
+        progress: told PLACING after each.
 
     Raises:
         CheckpointError: it cannot be compiled.
@@ -195,6 +197,7 @@ def warm_up(entry: ModelEntry, attempt: Callable[[int, int, int], object]) -> No
                 " On a CPU torch needs a C++ compiler, on CUDA Triton."
             )
         log.info("model %s: warm-up %d of %d, %.0f s", entry.name, number, len(plan), monotonic() - began)
+        progress(LoadStage.PLACING, number / len(plan))
 
 
 def _warm_ups(entry: ModelEntry) -> Iterator[tuple[int, int, int]]:

@@ -23,6 +23,7 @@ from pipelines.hashing import CACHE_NAME
 from server.catalogue import Catalogue
 from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
+from server.endings import Listener
 from server.errors import handle, request_id
 from server.gpu import WorkerThread
 from server.jobs.events import Events
@@ -38,6 +39,7 @@ from server.scheduling.loop import Scheduler
 from server.scheduling.verbs import EngineVerbs
 from server.settings import Settings
 from server.state import Readiness, Services
+from server.tracing import tracing
 from server.watchdog import watch
 from server.weights import WeightHashes
 from storage.database import Database
@@ -58,7 +60,7 @@ def create_app(settings: Settings, catalog: Catalog, new_engine: Callable[[], En
 
     @asynccontextmanager
     async def running(app: Litestar) -> AsyncIterator[None]:
-        async with _services(settings, catalog, new_engine) as services:
+        async with tracing() as traced, _services(settings, catalog, new_engine, traced) as services:
             app.state.services = services
             yield
 
@@ -82,7 +84,7 @@ def home() -> Redirect:
 
 @asynccontextmanager
 async def _services(
-    settings: Settings, catalog: Catalog, new_engine: Callable[[], EngineVerbs]
+    settings: Settings, catalog: Catalog, new_engine: Callable[[], EngineVerbs], traced: Listener
 ) -> AsyncIterator[Services]:
     """Start the parts in order, hand them out, and stop them in the opposite order."""
     database = await Database.open(settings.data)
@@ -103,7 +105,7 @@ async def _services(
         metrics.registry.register(Snapshot(scheduler, settings.data))
         weights = WeightHashes(settings.data / CACHE_NAME)
         events = Events()
-        jobs = Jobs(database, settings.data, scheduler, weights, events)
+        jobs = Jobs(database, settings.data, scheduler, weights, events, [metrics.job_ended, traced])
         await jobs.recover(catalog)
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)

@@ -121,7 +121,7 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
         raise InvalidRequest(field, f"{field}: {message.split(' - at ')[0]}.") from error
 
 
-def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
+def order_of(body: GenerationBody, catalog: Catalog, owner_id: str, traceparent: str | None = None) -> Order:
     """Settle what a client wants against the catalogue.
 
     Raises:
@@ -169,6 +169,7 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str) -> Order:
         user=_short("user", body.user),
         safety_identifier=_short("safety_identifier", body.safety_identifier),
         notes={"quality": quality},
+        traceparent=traceparent,
     )
 
 

@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What runs on a thread now: since when (by the monotonic clock), and how many seconds it may take."""
+    """What runs on a thread now: since when, or when it last got on (by the monotonic clock), and how many seconds it
+    may take from there."""
 
     began: float
     patience: float
@@ -35,6 +36,11 @@ class WorkerThread:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._waiting = set[asyncio.Future[Any]]()
         self._given_up: Exception | None = None
+
+    def get_on(self) -> None:
+        """For the work that runs now, on this thread itself: it gets on, so its patience begins anew."""
+        if self.present is not None:
+            self.present = Work(monotonic(), self.present.patience)
 
     async def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function on this thread, however long it takes; the event loop goes on meanwhile."""

@@ -13,11 +13,10 @@ from prometheus_client.registry import Collector
 
 from pipelines.catalog import name_of
 from pipelines.request import BatchKey
-from server.disconnect import ClientGone
-from server.errors import explain
+from server.endings import JobEnd
 from server.recent import Recent
 from server.scheduling.loop import Scheduler
-from server.scheduling.meter import JobEnd, Meter
+from server.scheduling.meter import Meter
 
 MOST_SIZES = 20
 """Sizes that have a label of their own, the first seen; the rest share "other", for every label is kept for ever."""
@@ -88,11 +87,11 @@ class Metrics(Meter):
         self._refusals.inc()
 
     def job_ended(self, job: JobEnd) -> None:
-        self._jobs.labels(_end(job)).inc()
+        self._jobs.labels(job.end).inc()
         if job.kept:
             self.totals["pictures"] += job.kept
             self.pictures.add(job.kept)
-            self._kept.labels(job.model).inc(job.kept)
+            self._kept.labels(job.order.entry.name).inc(job.kept)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -173,15 +172,6 @@ class Snapshot(Collector):
         yield _count("memory_splits", "Batches halved for want of memory", counts.splits)
         yield _count("prompt_cache_hits", "Texts whose embedding was there already", counts.prompts_kept)
         yield _count("prompt_cache_misses", "Texts that went through the encoders", counts.prompts_encoded)
-
-
-def _end(job: JobEnd) -> str:
-    """How a job ended: in full, in part, by its client, or the code of the error that its client was told."""
-    if isinstance(job.error, ClientGone):
-        return "cancelled"
-    if isinstance(job.error, Exception):
-        return explain(job.error)[0].code
-    return "completed" if job.kept == job.wanted else "partly_failed"
 
 
 def _labelled(name: str, what: str, *labels: str) -> GaugeMetricFamily:

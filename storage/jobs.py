@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, and_, true, tuple_, update
-from sqlmodel import col, func, select
+from sqlalchemy import and_, true, update
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
-from sqlmodel.sql.expression import SelectOfScalar
 
 from storage import client_keys
 from storage.database import Database
@@ -17,8 +16,6 @@ from storage.errors import IllegalTransition, JobEnded, JobNotFound
 from storage.records import (
     ENGINE_LOST,
     ClientKey,
-    JobPage,
-    JobQuery,
     JobRecord,
     JobStatus,
     NewImage,
@@ -57,25 +54,25 @@ class JobStore:
         """
         async with self._database.write() as session:
             if key is not None and (known := await client_keys.job_of(session, new.owner_id, key)):
-                return _record(known)
+                return record_of(known)
             # The clock is read inside the transaction: whoever is written first is also the older one.
             job = Job(id=str(uuid4()), status=JobStatus.PENDING, created_at=datetime.now(UTC), **asdict(new))
             session.add(job)
             if key is not None:
                 await client_keys.remember(session, job, key)
-        return _record(job)
+        return record_of(job)
 
     async def known(self, owner_id: str, key: ClientKey) -> JobRecord | None:
         """The job that a client's key stands for. Raises KeyReused as `insert` does."""
         async with self._database.read() as session:
             job = await client_keys.job_of(session, owner_id, key)
-            return None if job is None else _record(job)
+            return None if job is None else record_of(job)
 
     async def start(self, job_id: str, boot_id: str) -> JobRecord:
         """Take a pending job into processing by this run of the server, which spends one of its attempts."""
         changes = {"boot_id": boot_id, "attempts": col(Job.attempts) + 1, "started_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            return _record(await _move(session, job_id, JobStatus.PROCESSING, changes))
+            return record_of(await _move(session, job_id, JobStatus.PROCESSING, changes))
 
     async def complete(
         self,
@@ -102,18 +99,18 @@ class JobStore:
         async with self._database.write() as session:
             job = await _move(session, job_id, JobStatus.COMPLETED, changes, boot_id=boot_id)
             session.add_all(_image(job, new) for new in images)
-        return _record(job)
+        return record_of(job)
 
     async def fail(self, job_id: str, code: str, message: str) -> JobRecord:
         changes = {"error_code": code, "error_message": message, "finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            return _record(await _move(session, job_id, JobStatus.FAILED, changes))
+            return record_of(await _move(session, job_id, JobStatus.FAILED, changes))
 
     async def postpone(self, job_id: str, due_at: datetime, code: str, message: str) -> JobRecord:
         """Let a job that failed for a passing reason wait for its next attempt. The one it spent stays spent."""
         changes = {"due_at": due_at, "error_code": code, "error_message": message, "boot_id": None, "started_at": None}
         async with self._database.write() as session:
-            return _record(await _move(session, job_id, JobStatus.PENDING, changes))
+            return record_of(await _move(session, job_id, JobStatus.PENDING, changes))
 
     async def retry(self, owner_id: str | None, job_id: str) -> JobRecord:
         """Queue a job anew that failed or was cancelled, as if it had never been tried; nobody waits for it.
@@ -124,7 +121,7 @@ class JobStore:
         changes = fresh | {"attempts": 0, "losses": 0, "attached": False}
         async with self._database.write() as session:
             ended = (JobStatus.FAILED, JobStatus.CANCELLED)
-            return _record(await _move(session, job_id, JobStatus.PENDING, changes, owner_id=owner_id, sources=ended))
+            return record_of(await _move(session, job_id, JobStatus.PENDING, changes, owner_id=owner_id, sources=ended))
 
     async def change(
         self, owner_id: str | None, job_id: str, *, priority: int | None = None, to_front: bool = False
@@ -136,7 +133,7 @@ class JobStore:
                 raise JobEnded(job_id, job.status)
             job.priority = job.priority if priority is None else priority
             job.moved_at = datetime.now(UTC) if to_front else job.moved_at
-        return _record(job)
+        return record_of(job)
 
     async def requeue(self, job_id: str, message: str, *, lost: bool) -> JobRecord:
         """Leave an open job to the next run of the server, and give back the attempt it spent, if it spent one.
@@ -151,7 +148,7 @@ class JobStore:
             under_way = status is JobStatus.PROCESSING
             losses += under_way and lost
             if losses >= most:
-                return _record(await _move(session, job_id, JobStatus.FAILED, _given_up(losses)))
+                return record_of(await _move(session, job_id, JobStatus.FAILED, _given_up(losses)))
             returned = {
                 "attached": False,
                 "attempts": col(Job.attempts) - under_way,
@@ -159,13 +156,13 @@ class JobStore:
                 "boot_id": None,
                 "started_at": None,
             }
-            return _record(await _move(session, job_id, JobStatus.PENDING, marked | returned))
+            return record_of(await _move(session, job_id, JobStatus.PENDING, marked | returned))
 
     async def cancel(self, owner_id: str | None, job_id: str) -> JobRecord:
         """End an open job. Raises JobNotFound for another owner's job as well; no owner means anybody's."""
         changes = {"finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            return _record(await _move(session, job_id, JobStatus.CANCELLED, changes, owner_id=owner_id))
+            return record_of(await _move(session, job_id, JobStatus.CANCELLED, changes, owner_id=owner_id))
 
     async def clear(self, owner_id: str | None) -> list[str]:
         """Cancel every pending job of an owner, or everybody's; their ids."""
@@ -178,34 +175,7 @@ class JobStore:
     async def get(self, owner_id: str | None, job_id: str) -> JobRecord:
         """Raises JobNotFound for another owner's job as well; no owner means that whoever asks may see every job."""
         async with self._database.read() as session:
-            return _record(await _owned(session, owner_id, job_id))
-
-    async def page(self, wanted: JobQuery) -> JobPage:
-        """A page of jobs, newest first. Raises JobNotFound for a cursor that is none of them."""
-        async with self._database.read() as session:
-            before = None
-            if wanted.cursor is not None:
-                before = await _owned(session, wanted.owner_id, wanted.cursor)
-            total = (await session.exec(select(func.count()).select_from(Job).where(*_matching(wanted)))).one()
-            found = await session.exec(_window(wanted, before))
-            jobs = [_record(job) for job in found]
-        more = len(jobs) > wanted.limit
-        page = jobs[: wanted.limit]
-        return JobPage(page, total, page[-1].id if more else None)
-
-    async def some(self, owner_id: str | None, job_ids: Collection[str]) -> dict[str, JobRecord]:
-        """Those of `job_ids` (a thousand at most) that are there, by id."""
-        named = and_(col(Job.id).in_(job_ids), true() if owner_id is None else col(Job.owner_id) == owner_id)
-        async with self._database.read() as session:
-            return {job.id: _record(job) for job in await session.exec(select(Job).where(named))}
-
-    async def ended_since(self, owner_id: str | None, moment: datetime, limit: int) -> list[JobRecord]:
-        """The jobs that ended at that moment or later, the latest `limit` of them, the earliest first."""
-        owned = true() if owner_id is None else col(Job.owner_id) == owner_id
-        ended = select(Job).where(owned, col(Job.finished_at) >= moment).order_by(col(Job.finished_at).desc())
-        async with self._database.read() as session:
-            found = [_record(job) for job in await session.exec(ended.limit(limit))]
-        return found[::-1]
+            return record_of(await _owned(session, owner_id, job_id))
 
     async def pending(self) -> list[JobRecord]:
         """Every job that waits, in the order in which they are due.
@@ -217,7 +187,7 @@ class JobStore:
         queue_order = (col(Job.priority).desc(), front, col(Job.created_at), col(Job.id))
         async with self._database.read() as session:
             found = await session.exec(waiting.order_by(*queue_order))
-            return [_record(job) for job in found]
+            return [record_of(job) for job in found]
 
     async def recover(self, boot_id: str) -> Recovered:
         """Settle what dead runs left open.
@@ -269,23 +239,6 @@ async def _owned(session: AsyncSession, owner_id: str | None, job_id: str) -> Jo
     return job
 
 
-def _matching(wanted: JobQuery) -> list[ColumnElement[bool]]:
-    conditions = [
-        (col(Job.owner_id) == wanted.owner_id, wanted.owner_id),
-        (col(Job.session_id) == wanted.session_id, wanted.session_id),
-        (col(Job.status).in_(wanted.statuses), wanted.statuses or None),
-    ]
-    return [condition for condition, given in conditions if given is not None]
-
-
-def _window(wanted: JobQuery, before: Job | None) -> SelectOfScalar[Job]:
-    """One more than a page, to know whether another follows."""
-    statement = select(Job).where(*_matching(wanted))
-    if before is not None:
-        statement = statement.where(tuple_(col(Job.created_at), col(Job.id)) < (before.created_at, before.id))
-    return statement.order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(wanted.limit + 1)
-
-
 def _interrupted(message: str) -> dict[str, Any]:
     ended = {"error_code": INTERRUPTED, "error_message": message, "finished_at": datetime.now(UTC)}
     return {"status": JobStatus.FAILED} | ended
@@ -296,7 +249,8 @@ def _given_up(losses: int) -> dict[str, Any]:
     return {"losses": losses, "error_code": ENGINE_LOST, "error_message": message, "finished_at": datetime.now(UTC)}
 
 
-def _record(job: Job) -> JobRecord:
+def record_of(job: Job) -> JobRecord:
+    """A row as the rest of the program sees it."""
     return JobRecord(**job.model_dump())
 
 

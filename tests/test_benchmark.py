@@ -16,13 +16,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from pipelines.catalog import Catalog
 from pipelines.families import family_facts
 from pipelines.models_toml import load_catalog
+from pipelines.profiling import count_flops, unguided_images
 from pipelines.request import Wishes, settle
 from pipelines.samplers import samplers_for
 from scripts.benchmark import main
 from scripts.benchmarking import full_size
 from scripts.benchmarking.baselines import Window
 from scripts.benchmarking.client import play
-from scripts.benchmarking.forward import count_flops
 from scripts.benchmarking.models import Model
 from scripts.benchmarking.observing import Observer
 from scripts.benchmarking.overhead import split
@@ -141,11 +141,11 @@ def test_a_table_is_aligned() -> None:
 
 @pytest.mark.parametrize(("name", "teraflops"), [("sdxl", 6.761), ("sd3", 8.904)])
 def test_full_size_models_do_the_work_of_the_real_ones(name: str, teraflops: float) -> None:
-    subject = full_size.build_subject(name, torch.device("meta"), torch.bfloat16)
+    family = full_size.build_family(name, torch.device("meta"), torch.bfloat16)
     with torch.inference_mode():
-        images = subject.images(1024, 1024, 1)
-        assert count_flops(subject.family, images) / 1e12 == pytest.approx(teraflops, abs=0.001)
-        assert subject.family.decode(images[0].latents).shape == (1, 3, 1024, 1024)
+        images = unguided_images(family, 1024, 1024, 1)
+        assert count_flops(family, images) / 1e12 == pytest.approx(teraflops, abs=0.001)
+        assert family.decode(images[0].latents).shape == (1, 3, 1024, 1024)
 
 
 def test_a_module_without_values_is_filled_with_finite_ones() -> None:

@@ -102,6 +102,21 @@ def test_a_new_profile_replaces_what_was_seen_before() -> None:
     assert cost.step_seconds(SMALL, 1) == pytest.approx(0.030)
 
 
+def test_how_long_a_beginning_may_take_is_known_once_the_model_is_and_the_cache_does_not_shorten_it() -> None:
+    cost = model()
+    assert CostModel().expected_encode("m", 3) is None
+    assert cost.expected_encode("m", 3) == pytest.approx(3 * PROFILE.encode_seconds)
+    for _ in range(50):
+        cost.observe_encode("m", 1, 1e-6)  # each of its prompts was kept
+    assert cost.expected_encode("m", 3) == pytest.approx(3 * PROFILE.encode_seconds)
+    slow = model()
+    slow.observe_encode("m", 2, 2 * 0.1)
+    assert slow.expected_encode("m", 3) == pytest.approx(3 * 0.1)
+    unmeasured = CostModel()
+    unmeasured.observe_encode("m", 1, 0.5)
+    assert unmeasured.expected_encode("m", 2) == pytest.approx(2 * 0.5)
+
+
 def test_operations_are_counted_once_a_model_was_measured() -> None:
     cost = CostModel()
     assert cost.flops(SMALL, 2) == 0, "nobody knows"

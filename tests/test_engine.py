@@ -111,12 +111,18 @@ def overflowing_vae(monkeypatch: pytest.MonkeyPatch, family: Family, rows: Seque
     monkeypatch.setattr(family.vae.decoder, "forward", decoder)
 
 
-def test_what_overflows_in_half_precision_is_decoded_again_in_float32(
-    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
-) -> None:
-    engine = Engine(pick_device("cpu"))
-    entry = catalog.resolve("tiny-sdxl")
+@pytest.fixture
+def own(catalog: Catalog) -> tuple[Engine, ModelEntry]:
+    """A model in an engine of its own, whose VAE may be spoilt."""
+    engine, entry = Engine(pick_device("cpu")), catalog.resolve("tiny-sdxl")
     engine.load(entry)
+    return engine, entry
+
+
+def test_what_overflows_in_half_precision_is_decoded_again_in_float32(
+    monkeypatch: pytest.MonkeyPatch, own: tuple[Engine, ModelEntry]
+) -> None:
+    engine, entry = own
     family = engine.family(entry)
     batch = begin(engine, entry, 3)
     batch[0].latents = torch.full_like(batch[0].latents, torch.nan)
@@ -134,11 +140,9 @@ def test_what_overflows_in_half_precision_is_decoded_again_in_float32(
 
 
 def test_pixels_that_are_not_finite_even_in_float32_fail_their_image_alone(
-    monkeypatch: pytest.MonkeyPatch, catalog: Catalog
+    monkeypatch: pytest.MonkeyPatch, own: tuple[Engine, ModelEntry]
 ) -> None:
-    engine = Engine(pick_device("cpu"))
-    entry = catalog.resolve("tiny-sdxl")
-    engine.load(entry)
+    engine, entry = own
     overflowing_vae(monkeypatch, engine.family(entry), [0], always=True)
     outcomes = engine.finish(entry, begin(engine, entry, 2))
     assert isinstance(outcomes[0], NotANumber)

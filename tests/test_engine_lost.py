@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 import pipelines.device
+import server.scheduling.models
 import server.scheduling.verbs
 import server.watchdog
 from pipelines.catalog import Catalog, ModelEntry
@@ -25,6 +27,7 @@ from pipelines.denoising import Denoising
 from pipelines.device import pick_device, responds
 from pipelines.engine import Engine
 from pipelines.errors import DeviceLost, ImageFailed
+from pipelines.progress import LoadStage, Progress, untold
 from pipelines.request import Wishes, settle
 from server.gpu import WorkerThread
 from server.scheduling.loop import Scheduler
@@ -42,29 +45,40 @@ LOST = DeviceLost("The device was lost (planted).")
 # The engine
 
 
+@pytest.fixture
+def model(engine: Engine, catalog: Catalog) -> ModelEntry:
+    found = catalog.resolve("tiny-sdxl")
+    engine.load(found)
+    return found
+
+
 def begin(engine: Engine, model: ModelEntry, count: int) -> list[Denoising]:
     requests = [settle(Wishes("a hat", steps=2), model, seed) for seed in range(count)]
     images = engine.begin(model, requests, engine.encode(model, requests))
     return [image for image in images if isinstance(image, Denoising)]
 
 
+def failing(error: Exception) -> Callable[..., Any]:
+    """Stands for whatever fails so."""
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
+
+
 @pytest.mark.parametrize("verb", ["encode", "predict", "decode"])
 def test_an_error_after_which_nothing_computes_is_no_images_own(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, catalog: Catalog, verb: str
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, model: ModelEntry, verb: str
 ) -> None:
-    model = catalog.resolve("tiny-sdxl")
-    engine.load(model)
     batch = begin(engine, model, 3)
     calls = {
         "encode": lambda: engine.encode(model, [image.request for image in batch]),
         "predict": lambda: engine.step(model, batch),
         "decode": lambda: engine.finish(model, batch),
     }
-
-    def fail(*_: Any) -> Any:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(engine.family(model), verb, fail)
+    access = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr(engine.family(model), verb, failing(access))
     outcomes: Sequence[Any] = calls[verb]()
     assert all(isinstance(outcome, ImageFailed) for outcome in outcomes), "the device answers, so it was theirs"
     monkeypatch.setattr(pipelines.device, "responds", lambda device: False)
@@ -74,21 +88,12 @@ def test_an_error_after_which_nothing_computes_is_no_images_own(
 
 @pytest.mark.parametrize("place", ["pipelines.engine.synchronize", "pipelines.isolation.free_memory"])
 def test_an_error_that_shows_only_later_is_looked_into_as_well(
-    monkeypatch: pytest.MonkeyPatch, engine: Engine, catalog: Catalog, place: str
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, model: ModelEntry, place: str
 ) -> None:
-    model = catalog.resolve("tiny-sdxl")
-    engine.load(model)
     batch = begin(engine, model, 2)
-
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("CUDA error: device-side assert triggered")
-
-    def lack(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("planted")
-
-    monkeypatch.setattr(place, fail)
+    monkeypatch.setattr(place, failing(RuntimeError("CUDA error: device-side assert triggered")))
     if place.endswith("free_memory"):
-        monkeypatch.setattr(engine.family(model), "predict", lack)
+        monkeypatch.setattr(engine.family(model), "predict", failing(torch.OutOfMemoryError("planted")))
     with pytest.raises(RuntimeError, match="assert"):
         engine.step(model, batch)
     monkeypatch.setattr(pipelines.device, "responds", lambda device: False)
@@ -100,11 +105,7 @@ def test_a_device_responds_unless_its_smallest_work_fails(monkeypatch: pytest.Mo
     device = pick_device("cpu").torch_device
     assert responds(device)
     for error, alive in ((RuntimeError("CUDA error: unspecified launch failure"), False), (MEMORY, True)):
-
-        def fail(_: Any, error: Exception = error) -> None:
-            raise error
-
-        monkeypatch.setattr(pipelines.device, "synchronize", fail)
+        monkeypatch.setattr(pipelines.device, "synchronize", failing(error))
         assert responds(device) is alive
 
 
@@ -123,13 +124,89 @@ async def test_a_lost_device_ends_the_scheduler_and_every_image_with_it() -> Non
     running, waiting = (scheduler.submit(entry(), request(steps=100_000, seed=seed)) for seed in range(2))
     while not engine.batches:
         await asyncio.sleep(0.001)
-
-    def lose(*_: Any) -> Any:
-        raise LOST
-
-    engine.step = lose  # type: ignore[method-assign]
+    engine.step = failing(LOST)  # type: ignore[method-assign]
     outcomes = await asyncio.gather(worker, running.future, waiting.future, return_exceptions=True)
     assert outcomes == [LOST] * 3
+    gpu.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("verb", ["make_room", "place", "measure", "encode", "step"])
+async def test_whatever_hangs_on_the_device_ends_the_scheduler(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    patience = "UNKNOWN_PATIENCE" if verb == "step" else "LEAST_PATIENCE"  # of a first step nobody knows what it takes
+    monkeypatch.setattr(server.scheduling.verbs, patience, 0.05)
+    monkeypatch.setattr(server.scheduling.models, "LOAD_SECONDS", 0.001)
+    monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.01)
+    engine, gate = FakeEngine(), Gate()
+    gate.close()
+    monkeypatch.setattr(engine, verb, lambda *_: gate.enter())
+    gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
+    scheduler = Scheduler(engine, gpu, loader, max_rows=2, queue_limit=10)
+    ticket = scheduler.submit(entry(), request())
+    async with asyncio.timeout(PATIENCE):
+        ended, _, picture = await asyncio.gather(scheduler.run(), watch(gpu), ticket.future, return_exceptions=True)
+    assert gate.reached.is_set()
+    assert isinstance(ended, DeviceLost) and isinstance(picture, DeviceLost)
+    gate.open()
+    loader.close()
+
+
+@pytest.mark.anyio
+async def test_what_a_load_tells_of_its_progress_shows_that_the_device_gets_on() -> None:
+    gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
+    begun_anew: dict[LoadStage, bool] = {}
+
+    def told(progress: Progress, stage: LoadStage) -> None:
+        before = gpu.present
+        progress(stage, 0.5)
+        begun_anew[stage] = gpu.present is not before
+
+    class Telling(FakeEngine):
+        def read(self, entry: ModelEntry, progress: Progress) -> str:
+            told(progress, LoadStage.READING)
+            return super().read(entry, progress)
+
+        def place(self, entry: ModelEntry, family: Any, busy: Any, progress: Progress = untold) -> None:
+            told(progress, LoadStage.PLACING)
+            super().place(entry, family, busy, progress)
+
+    scheduler = Scheduler(Telling(), gpu, loader, max_rows=2, queue_limit=10)
+    working = asyncio.create_task(scheduler.run())
+    await scheduler.load(entry())
+    working.cancel()
+    assert begun_anew == {LoadStage.READING: False, LoadStage.PLACING: True}, "the loader is another thread"
+    gpu.close()
+    loader.close()
+
+
+@pytest.mark.anyio
+async def test_each_sign_that_work_gets_on_begins_its_patience_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr(server.watchdog, "monotonic", lambda: clock)
+    monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.001)
+    gpu, signs, noted = WorkerThread("gpu"), SimpleQueue[bool](), SimpleQueue[None]()
+    watching = asyncio.create_task(watch(gpu))
+
+    def work() -> None:
+        while signs.get(timeout=PATIENCE):
+            gpu.get_on()
+            noted.put(None)
+
+    working = asyncio.create_task(gpu.within(0.005, work))
+    for _ in range(6):
+        signs.put(True)
+        await asyncio.to_thread(noted.get, timeout=PATIENCE)
+        await asyncio.sleep(0.01)
+        clock += 0.0015
+        await asyncio.sleep(0.01)
+    assert not watching.done(), "9 ms in all, but never 5 without a sign"
+    for _ in range(6):
+        clock += 0.0015
+        await asyncio.sleep(0.01)
+    with pytest.raises(DeviceLost, match="hangs"):
+        await working
+    assert watching.done()
+    signs.put(False)
     gpu.close()
 
 
@@ -180,7 +257,7 @@ async def test_the_watchdog_ends_what_outlasts_its_patience_and_nothing_else(mon
     await work(None)
     await work(1.0)
     await work(1.0, asleep=1000)
-    assert not watching.done(), "a load has no bound, work within its patience goes on, and sleep is not work"
+    assert not watching.done(), "a reading has no bound, work within its patience goes on, and sleep is not work"
     await work(0.005)
     assert watching.done()
     gate.open()
@@ -236,7 +313,6 @@ def marked(fake: FakeServer) -> list[tuple[Any, ...]]:
 def test_a_server_without_its_device_says_so_and_leaves_its_jobs_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Callable[[], GatedEngine]
 ) -> None:
-    monkeypatch.setattr(server.scheduling.verbs, "LEAST_PATIENCE", 0.2)
     monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.02)
     with ThreadPoolExecutor() as pool, serving(tmp_path, engine(), max_rows=2) as fake:
         fake.engine.gates["encode"].close()
@@ -245,6 +321,7 @@ def test_a_server_without_its_device_says_so_and_leaves_its_jobs_to_the_next(
         with calling(fake, prompt="gone"):
             eventually(lambda: fake.queue == 3)
         eventually(lambda: fake.queue == 2)
+        monkeypatch.setattr(server.scheduling.verbs, "LEAST_PATIENCE", 0.2)
         fake.engine.gates["encode"].open()
         lost = first.result()
         (job_id,) = fake.rows("SELECT id FROM jobs WHERE prompt = 'poison'")[0]
@@ -351,8 +428,9 @@ def wide(image: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_stop_keeps_the_promise_that_the_job_is_queued(tmp_path: Path) -> None:
     leave(tmp_path)
-    with serving(tmp_path) as fake:
-        fake.engine.gates["step"].close()
+    engine = GatedEngine()
+    engine.gates["step"].close()
+    with serving(tmp_path, engine) as fake:
         assert fake.engine.gates["step"].reached.wait(PATIENCE)
         open_gates, fake.engine.open = fake.engine.open, lambda: None  # type: ignore[method-assign]
         fake.app.state.services.jobs.stop()

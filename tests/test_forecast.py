@@ -30,8 +30,8 @@ def planned(*steps: int, keys: dict[int, BatchKey] | None = None, **facts: Any) 
     clock = FairClock()
     plans = [
         Plan(
-            key=(keys or {}).get(order, KEY), rows=2, priority=0, order=order, evaluations_left=left, owner="",
-            entered=clock.enter(""), solo=left * STEP + ENCODE + DECODE, clock=clock, **facts,
+            key=(keys or {}).get(order, KEY), rows=2, priority=0, order=order, evaluations_left=left, party=("", ""),
+            entered=clock.enter(("", "")), solo=left * STEP + ENCODE + DECODE, clock=clock, **facts,
         )
         for order, left in enumerate(steps)
     ]  # fmt: skip
@@ -61,6 +61,16 @@ def test_shapes_that_cannot_share_a_step_end_one_after_the_other() -> None:
     assert done[0] == pytest.approx(40 * STEP + 2 * ENCODE + 3 * DECODE)
 
 
+def test_a_deadline_is_foreseen_to_press_when_its_time_comes() -> None:
+    plans, clock = planned(200, 200, keys={1: WIDE})
+    patient = ends(plans, clock)
+    assert (patient[0] or 0) < (patient[1] or 0)
+    plans, clock = planned(200, 200, keys={1: WIDE})
+    plans[1].due, plans[1].steps = 0.22, 200
+    hurried = ends(plans, clock)
+    assert hurried[1] == pytest.approx(0.22, abs=0.03) and (hurried[0] or 0) > (hurried[1] or 0)
+
+
 def test_an_image_at_its_decoding_is_nearly_done() -> None:
     plans, clock = planned(0, begun=True)
     assert ends(plans, clock) == pytest.approx([DECODE])
@@ -71,7 +81,7 @@ def test_a_forecast_changes_nothing_that_is() -> None:
     ends(plans, clock)
     assert [plan.evaluations_left for plan in plans] == [8, 24]
     assert [plan.begun for plan in plans] == [False, False]
-    assert clock.received("", 0.0) == 0
+    assert clock.received(("", ""), 0.0) == 0
 
 
 def test_a_long_queue_is_reckoned_in_bulk_and_still_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,13 +100,13 @@ def outlook(tickets: int = 0, **bounds: Any) -> tuple[Outlook, list[Ticket]]:
     waiting = [
         Ticket(
             entry(), request(steps=100 + order), Submission(), order, loop.create_future(), lambda _: None,
-            books.clock, books.clock.enter(""), 0.1,
+            books.clock, books.clock.enter(("", "")), 0.1,
         )
         for order in range(tickets)
     ]  # fmt: skip
     loop.close()
     usual = {"queue_limit": 10, "queue_seconds": 1e9}
-    return Outlook(books, lambda key: 8, **(usual | bounds)), waiting
+    return Outlook(books, lambda key: 8, lambda model: 0.0, **(usual | bounds)), waiting
 
 
 def test_the_backlog_is_what_full_batches_need() -> None:
@@ -128,6 +138,14 @@ def test_retry_after_is_about_half_the_backlog_within_what_clients_heed() -> Non
     assert view.retry_after(tickets) == 1
     view._cost.observe_step(tickets[0].key, 2, 3.0)
     assert view.retry_after(tickets) == MAX_RETRY_AFTER
+
+
+def test_a_model_that_must_be_loaded_first_is_waited_for() -> None:
+    view, tickets = outlook(2)
+    without = view.ends(tickets)
+    view._absent = lambda model: 7.0 if model == entry().identity else 0.0
+    assert view.ends(tickets) == [pytest.approx(7.0 + end) for end in without]
+    assert view.end_of(tickets, tickets) == pytest.approx(7.0 + max(without))
 
 
 def test_the_end_of_some_images_is_the_same_asked_for_alone_and_among_all() -> None:

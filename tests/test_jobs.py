@@ -314,6 +314,15 @@ def test_when_the_scheduler_dies_nobody_waits_for_ever(fake: FakeServer, monkeyp
     assert fake.rows("SELECT status, error_code FROM jobs") == [("failed", "interrupted")]
 
 
+def test_users_share_the_device_though_one_of_them_asks_for_more(tmp_path: Path) -> None:
+    with serving(tmp_path, GatedEngine(step_seconds=0.002)) as fake, ThreadPoolExecutor(20) as pool:
+        fake.post()  # the model is there
+        greedy = [pool.submit(fake.post, user="greedy", steps=30, deterministic=True) for _ in range(16)]
+        eventually(lambda: fake.queue >= 12)
+        assert fake.post(user="modest", steps=30, deterministic=True).status_code == 200
+        assert sum(not call.done() for call in greedy) >= 6, "it waited for its share, not for everybody"
+
+
 def test_an_answer_says_how_long_its_pictures_were_expected_to_take(fake: FakeServer) -> None:
     fake.post()  # the model is there, and what its work costs is known
     assert 0 < fake.post(n=2, steps=150).json()["estimatedTime"] < 10

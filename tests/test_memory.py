@@ -233,6 +233,22 @@ CASES = [
 ]
 
 
+def fail_at_the_last_word(
+    monkeypatch: pytest.MonkeyPatch, image: Denoising, fails: Callable[[], bool], error: type[Exception]
+) -> None:
+    """Have an image's sampler do some of its steps but for their last word, and raise."""
+    step = image.sampler.__class__.step
+
+    @wraps(step)
+    def failing(scheduler: Any, *args: Any, **keywords: Any) -> Any:
+        stepped = step(scheduler, *args, **keywords)
+        if fails():
+            raise error("planted")
+        return stepped
+
+    monkeypatch.setattr(image.sampler.__class__, "step", failing)
+
+
 @pytest.mark.parametrize(("model", "sampler"), CASES)
 def test_a_failing_sampler_leaves_its_image_as_it_was(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, catalog: Catalog, model: str, sampler: str
@@ -242,17 +258,15 @@ def test_a_failing_sampler_leaves_its_image_as_it_was(
     engine.load(entry)
     expected, image = (begin(engine, entry, 1, sampler=sampler)[0] for _ in range(2))
     run(engine, entry, [expected])
-    step, failed = image.sampler.__class__.step, list[int]()
+    failed: list[int] = []
 
-    @wraps(step)
-    def failing(scheduler: Any, *args: Any, **keywords: Any) -> Any:
-        stepped = step(scheduler, *args, **keywords)
-        if image.evaluation not in failed:
-            failed.append(image.evaluation)
-            raise ValueError("planted")
-        return stepped
+    def first_time() -> bool:
+        if image.evaluation in failed:
+            return False
+        failed.append(image.evaluation)
+        return True
 
-    monkeypatch.setattr(image.sampler.__class__, "step", failing)
+    fail_at_the_last_word(monkeypatch, image, first_time, ValueError)
     while not image.finished:
         before = image.latents
         assert isinstance(engine.step(entry, [image])[0], ImageFailed)
@@ -270,17 +284,13 @@ def test_a_sampler_that_lacks_memory_draws_the_same_noise_again(
     small.load(entry)
     expected, image = (begin(small, entry, 1, sampler=sampler)[0] for _ in range(2))
     run(small, entry, [expected])
-    step, calls = image.sampler.__class__.step, list[int]()
+    calls: list[int] = []
 
-    @wraps(step)
-    def failing(scheduler: Any, *args: Any, **keywords: Any) -> Any:
+    def every_other() -> bool:
         calls.append(image.evaluation)
-        stepped = step(scheduler, *args, **keywords)
-        if len(calls) % 2:
-            raise torch.OutOfMemoryError("planted")
-        return stepped
+        return len(calls) % 2 == 1
 
-    monkeypatch.setattr(image.sampler.__class__, "step", failing)
+    fail_at_the_last_word(monkeypatch, image, every_other, torch.OutOfMemoryError)
     run(small, entry, [image])
     assert len(calls) == 2 * expected.evaluations
     assert torch.equal(image.latents, expected.latents)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.fitting import CAP_SECONDS
-from server.scheduling.verbs import LEAST_PATIENCE, PATIENCE_FACTOR
+from server.scheduling.models import LOAD_SECONDS
+from server.scheduling.verbs import LEAST_PATIENCE, PATIENCE_FACTOR, UNKNOWN_PATIENCE
 from server.serving import EXIT_ENGINE_LOST, LAST_RESORT_SECONDS
 from storage.records import MAXIMUM_ATTEMPTS
 
@@ -24,6 +25,8 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert f"\n| {EXIT_ENGINE_LOST} |" in TEXT and f"RestartForceExitStatus={EXIT_ENGINE_LOST}\n" in unit()
     words = " ".join(TEXT.split())
     assert f"gives each {LEAST_PATIENCE:.0f} seconds, or {PATIENCE_FACTOR} times" in words
+    assert f"It gives {PATIENCE_FACTOR * LOAD_SECONDS / 60:.0f} minutes to each part of a load" in words
+    assert f"{UNKNOWN_PATIENCE / 60:.0f} minutes to the first step or decode" in words
     assert f"After {LAST_RESORT_SECONDS} seconds it exits" in words
     assert (MAXIMUM_ATTEMPTS, CAP_SECONDS) == (3, 300), "it says three times, and five minutes"
 

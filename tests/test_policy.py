@@ -15,6 +15,7 @@ from server.scheduling.policy import (
     decode,
     next_model,
     not_held,
+    presses,
     ride,
 )
 
@@ -25,6 +26,12 @@ IDLE = Profile(flops=(0.0, 1.0, 0.0), steps=((1.0, 0.01), (1e9, 0.01)), encode_s
 
 FULL = Profile(flops=(0.0, 1.0, 0.0), steps=((1.0, 1e-6), (1e9, 1e3)), encode_seconds=0.0, decode_seconds=1e-9)
 """A device that one row fills: two rows take twice as long."""
+
+
+EIGHT = Profile(
+    flops=(0.0, 1.0, 0.0), steps=((1.0, 0.02), (8 * 4096.0, 0.02), (8e6, 20.0)), encode_seconds=0.0, decode_seconds=1e-9
+)
+"""A device that eight small rows fill, or two large ones."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,23 @@ def test_a_small_shape_does_not_wait_for_a_large_one_that_costs_more() -> None:
     assert riding(Picture(0, LARGE), Picture(1), profile=FULL) == [1]
 
 
+def test_a_lone_shape_is_not_held_back_for_want_of_mates_that_are_not_there() -> None:
+    # On a device that is idle until eight rows are there: a thumbnail alone has a quarter of its best throughput.
+    lone = Picture(0, evaluations_left=10)
+    posters = [Picture(order, LARGE, evaluations_left=20) for order in range(1, 13)]
+    assert riding(lone, *posters, profile=EIGHT, crowd=13) == [0]
+
+
 def test_a_backlog_makes_full_batches_worth_more() -> None:
     lone = Picture(0, evaluations_left=4)
     alike = [Picture(order, LARGE, evaluations_left=30) for order in range(1, 5)]
     assert riding(lone, *alike, crowd=1) == [0]
     assert riding(lone, *alike, crowd=50) == [1, 2, 3, 4]
+
+
+def test_a_deadline_presses_when_only_going_on_now_keeps_it() -> None:
+    pressing = [presses(seconds, solo=4.0, share=0.5) for seconds in (0.5, 1.5, 3, 4, 5)]
+    assert pressing == [False, True, True, True, False]
 
 
 def test_age_counts_and_past_its_bound_goes_before_everything_of_its_class() -> None:

@@ -1,6 +1,7 @@
 """Previews: they show what is coming, at every step of every sampler, and cost no picture a bit."""
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from pipelines.catalog import Catalog, ModelEntry
+from pipelines.catalog import Catalog, ModelEntry, Offload
 from pipelines.denoising import Answer, Denoising
 from pipelines.device import pick_device
 from pipelines.engine import Engine
@@ -248,6 +249,34 @@ def test_a_vae_that_cannot_be_fitted_costs_the_previews_alone(
     assert [record.message.split(":")[0] for record in caplog.records] == ["no previews of model 'tiny-sdxl'"]
 
 
+def test_a_fit_that_lacks_memory_makes_room_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry, idle = catalog.resolve("tiny-sdxl"), catalog.resolve("tiny-sd3")
+    engine = Engine(pick_device("cpu"))
+    engine.load(idle)
+    latents_of, lacking = families()["sdxl"].latents_of, True
+
+    def short(self: Family, pixels: torch.Tensor) -> torch.Tensor:
+        if lacking or idle.identity in engine.state.resident:
+            raise torch.OutOfMemoryError("planted")
+        return latents_of(self, pixels)
+
+    monkeypatch.setattr(families()["sdxl"], "latents_of", short)
+    batch = begin(engine, entry, [Wishes("a hat", steps=2)] * 2)
+    assert idle.identity in engine.state.resident, "nobody has looked yet: no model goes for that"
+    outcomes = engine.preview(entry, batch)
+    assert [str(one) for one in outcomes if isinstance(one, PreviewFailed)] == [
+        "the device has no memory left for a preview now."
+    ] * 2
+    assert engine.step(entry, batch) == [None, None]
+    engine.load(idle, busy={entry.identity})
+    lacking = False
+    assert len(preview(engine, entry, batch)) == 2
+    assert engine.state.resident == (entry.identity,), "an idle model made room"
+    assert not caplog.records, "memory may be there the next time, so nothing is turned off"
+
+
 @pytest.mark.parametrize("moments", [False, True])
 def test_what_a_family_encodes_is_scaled_as_it_decodes(
     monkeypatch: pytest.MonkeyPatch, demo: Catalog, engine: Engine, moments: bool
@@ -295,6 +324,65 @@ def test_a_distilled_decoder_draws_the_previews(catalog: Catalog, decoder: Path)
     whole = inspect_entry(entry, "StableDiffusionXLPipeline")
     without = inspect_entry(catalog.resolve("tiny-sdxl"), "StableDiffusionXLPipeline")
     assert whole is not None and without is not None and whole.files == without.files + 1
+
+
+def test_a_decoder_is_read_with_its_model_and_goes_where_it_goes(
+    monkeypatch: pytest.MonkeyPatch, catalog: Catalog, decoder: Path
+) -> None:
+    """Whoever places the model waits for neither a disk nor a hub, and the weights are counted and parked with it."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(decoder))
+    entry = replace(catalog.resolve("tiny-sdxl"), preview="somebody/tiny", dtype="bfloat16")
+    changes: list[torch.dtype] = []
+    with monkeypatch.context() as watched:
+        watched.setattr(torch, "set_default_dtype", changes.append)
+        engine = Engine(replace(pick_device("cpu"), own_memory=True))
+        family = engine.read(entry)
+    assert changes == [], "it is the whole process's, and this may be another thread"
+    plain = engine.read(replace(entry, preview="linear"))
+    size = sum(weight.nbytes for weight in family.preview_decoder.state_dict().values())
+    assert family.weight_bytes == plain.weight_bytes + size > plain.weight_bytes
+    shutil.rmtree(decoder)
+    engine.place(entry, family)
+    assert engine.state.weight_bytes == {entry.identity: family.weight_bytes}
+    (image,) = begin(engine, entry, [Wishes("a hat", steps=2)])
+    (before,) = preview(engine, entry, [image])
+    homes = {weight.data_ptr() for weight in family.preview_decoder.parameters()}
+    with torch.inference_mode():
+        family.park(pinned=False)
+        assert homes.isdisjoint(weight.data_ptr() for weight in family.preview_decoder.parameters())
+        family.place()
+    assert preview(engine, entry, [image])[0].tobytes() == before.tobytes()
+    family.device = torch.device("meta")  # which stands for a GPU: nothing else shows that weights go there
+    family.place()
+    assert {weight.device.type for weight in family.preview_decoder.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("offload", [Offload.MODEL, Offload.GROUP])
+def test_a_decoder_stays_on_the_device_beside_networks_that_take_turns(
+    catalog: Catalog, decoder: Path, offload: Offload
+) -> None:
+    engine = Engine(replace(pick_device("cpu"), own_memory=True))
+    entry = replace(catalog.resolve("tiny-sdxl"), preview=str(decoder), offload=offload)
+    (image,) = begin(engine, entry, [Wishes("a hat", steps=2)])
+    assert engine.step(entry, [image]) == [None]
+    family = engine.family(entry)
+    assert family._turns is not None
+    at_work = family._turns._at_work
+    (before,) = preview(engine, entry, [image])
+    assert family._turns._at_work is at_work, "a preview cost another network its turn"
+    linear = engine.read(replace(entry, preview="linear"))
+    size = sum(weight.nbytes for weight in family.preview_decoder.state_dict().values())
+    assert engine.state.weight_bytes[entry.identity] == linear.device_bytes + size
+    weights = list(family.preview_decoder.parameters())
+    homes = {weight.data_ptr() for weight in weights}
+    with torch.inference_mode():
+        family.park(pinned=False)
+        assert homes.isdisjoint(weight.data_ptr() for weight in weights), "it left the device with its model"
+        family.place()
+    assert preview(engine, entry, [image])[0].tobytes() == before.tobytes()
+    family.device = torch.device("meta")  # which stands for a GPU: nothing else shows that weights go there
+    family.place()
+    assert {weight.device.type for weight in family.preview_decoder.parameters()} == {"meta"}
 
 
 def test_a_decoder_never_decodes_a_large_picture(catalog: Catalog, decoder: Path) -> None:

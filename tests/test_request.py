@@ -269,7 +269,8 @@ def test_the_share_without_guidance_is_the_requests_or_the_models() -> None:
     model = replace(entry(), speed=Speed(skip_guidance=0.2))
     assert settle(Wishes("a hat"), model, 0).guided_steps == 24
     assert settle(Wishes("a hat", skip_guidance=0.5), model, 0).guided_steps == 15
-    assert settle(Wishes("a hat", skip_guidance=1), model, 0).guided_steps == 0
+    unguided = settle(Wishes("a hat", skip_guidance=1), model, 0)
+    assert (unguided.guided_steps, unguided.rows) == (0, 1)
     assert settle(Wishes("a hat", skip_guidance=0), model, 0).guided_steps == 30
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(InvalidRequest, match="skip_guidance must be between 0 and 1"):

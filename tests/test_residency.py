@@ -58,10 +58,10 @@ def parked(engine: Engine) -> list[str]:
 def plant_lack_of_memory(monkeypatch: pytest.MonkeyPatch, lacking: Callable[[], bool]) -> None:
     place = Family.place
 
-    def planted(family: Family) -> None:
+    def planted(family: Family, *told: Any) -> None:
         if lacking():
             raise RuntimeError("MPS backend out of memory (planted)")
-        place(family)
+        place(family, *told)
 
     monkeypatch.setattr(Family, "place", planted)
 

@@ -465,6 +465,18 @@ async def test_models_no_longer_offered_leave_once_idle() -> None:
         await until(lambda: scheduler.resident == [])
 
 
+async def test_how_long_a_model_takes_to_come_is_learnt_from_those_that_came() -> None:
+    engine = FakeEngine(resident_limit=1)
+    async with scheduling(engine) as scheduler:
+        assert scheduler.models.seconds_to_come(entry("a").identity) == 0.0, "nothing is known"
+        await submit(scheduler, "a").future
+        assert scheduler.models.seconds_to_come(entry("a").identity) == 0.0, "it is there"
+        guess = scheduler.models.seconds_to_come(entry("b").identity)
+        assert guess > 0, "as long as the longest"
+        await submit(scheduler, "b").future
+        assert 0 < scheduler.models.seconds_to_come(entry("a").identity) == guess
+
+
 async def test_idle_models_leave_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.scheduling.loop, "HOUSEKEEPING_SECONDS", 0.02)
     engine = FakeEngine()

@@ -21,6 +21,7 @@ from pipelines.errors import CheckpointError
 from pipelines.forward import BUCKETS, Forward, bucket, pad
 from pipelines.graphs import MAX_RECORDINGS, Inputs, Replayed
 from pipelines.levers import ATTENTION, Speed
+from pipelines.progress import LoadStage, Progress
 from pipelines.request import ImageRequest, Wishes, settle
 from pipelines.speed import TILED_PIXELS, has_kernel, quantize, tiles, vae_dtype, warm_up
 from scripts.benchmarking import full_size
@@ -176,10 +177,25 @@ def test_a_bucket_without_memory_ends_no_warm_up_but_the_first_does(catalog: Cat
 
         return attempt
 
-    warm_up(entry, small(4))
+    told: list[tuple[LoadStage, float]] = []
+    warm_up(entry, small(4), lambda *step: told.append(step))
+    assert told == [(LoadStage.PLACING, number / 9) for number in range(1, 10)], "whether it had the memory or not"
     assert tried == [*((rows, 32, 32) for rows in (1, 2, 4, 6, 8, 12, 16)), (1, 48, 32), (2, 48, 32)]
     with pytest.raises(torch.OutOfMemoryError):
         warm_up(entry, small(0))
+
+
+def test_placing_a_compiled_model_tells_of_its_warm_ups(monkeypatch: pytest.MonkeyPatch, catalog: Catalog) -> None:
+    def tell(entry: ModelEntry, attempt: object, progress: Progress) -> None:
+        progress(LoadStage.PLACING, 0.25)
+
+    monkeypatch.setattr("pipelines.family.warm_up", tell)
+    monkeypatch.setattr("pipelines.family.shape_networks", lambda *_: None)
+    engine = Engine(pick_device("cpu"))
+    entry = replace(catalog.resolve("tiny-sdxl"), speed=Speed(compile=True))
+    told: list[float] = []
+    engine.place(entry, engine.read(entry), progress=lambda _, share: told.append(share))
+    assert told == [0.0, 0.25, 1.0]
 
 
 def test_rows_are_padded_to_the_next_bucket() -> None:

@@ -103,8 +103,8 @@ class SD3(Family):
             "pooled_projections": torch.cat([image.pooled for image in batch]),
         }
 
-    def network(self, inputs: Inputs) -> torch.Tensor:
-        prediction: torch.Tensor = self.transformer(**inputs, return_dict=False)[0]
+    def ask(self, denoiser: Any, inputs: Inputs) -> torch.Tensor:
+        prediction: torch.Tensor = denoiser(**inputs, return_dict=False)[0]
         return prediction
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -104,8 +104,8 @@ class SDXL(Family):
             "time_ids": torch.cat([image.extra["time_ids"].expand(image.rows, -1) for image in batch]),
         }
 
-    def network(self, inputs: Inputs) -> torch.Tensor:
-        prediction: torch.Tensor = self.unet(
+    def ask(self, denoiser: Any, inputs: Inputs) -> torch.Tensor:
+        prediction: torch.Tensor = denoiser(
             inputs["sample"],
             inputs["timestep"],
             encoder_hidden_states=inputs["encoder_hidden_states"],

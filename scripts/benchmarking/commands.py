@@ -3,12 +3,13 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from pipelines.device import pick_device
 from pipelines.families import families
+from pipelines.family import Family
 from pipelines.levers import Speed
 
 from .models import Model
@@ -18,27 +19,24 @@ from .serving import Plan, measure_serving
 from .tables import table
 from .workload import WORKLOADS
 
-if TYPE_CHECKING:
-    from .forward import Subject
-
 
 def forward(arguments: argparse.Namespace, progress: Progress) -> None:
     """Measure the network alone."""
-    from .forward import load_subject, measure_forward
-    from .full_size import build_subject
+    from .forward import load_family, measure_forward
+    from .full_size import build_family
     from .plots import plot_forward
 
     model = _model(arguments)
     device = pick_device(arguments.device)
     if arguments.full_size:
         progress(f"building {arguments.full_size} with random weights")
-        subject = build_subject(arguments.full_size, device.torch_device, torch.bfloat16)
+        family = build_family(arguments.full_size, device.torch_device, torch.bfloat16)
         factors = arguments.sizes or [1.0]
     else:
         entry = model.entry
-        subject = load_subject(families()[entry.family], entry, device.torch_device, model.dtype)
+        family = load_family(families()[entry.family], entry, device.torch_device, model.dtype)
         factors = arguments.sizes or [0.5, 0.75, 1.0, 1.5]
-    results = measure_forward(subject, factors, arguments.rows, arguments.rounds, progress)
+    results = measure_forward(family, factors, arguments.rows, arguments.rounds, progress)
     for shape in results["shapes"]:
         gigaflops = shape["flops_per_row"] / 1e9
         print(
@@ -100,18 +98,18 @@ def parity(arguments: argparse.Namespace, progress: Progress) -> None:
 
 def levers(arguments: argparse.Namespace, progress: Progress) -> None:
     """Measure what each lever gives and costs."""
-    from .forward import load_subject
-    from .full_size import build_subject, full_size_entry
+    from .forward import load_family
+    from .full_size import build_family, full_size_entry
     from .levers import Plan, measure_levers
 
     model = _model(arguments)
     device = pick_device(arguments.device)
 
-    def build(speed: Speed) -> "Subject":
+    def build(speed: Speed) -> Family:
         if arguments.full_size:
-            return build_subject(arguments.full_size, device.torch_device, torch.bfloat16, speed)
+            return build_family(arguments.full_size, device.torch_device, torch.bfloat16, speed)
         entry = replace(model.entry, speed=speed)
-        return load_subject(families()[entry.family], entry, device.torch_device, model.dtype)
+        return load_family(families()[entry.family], entry, device.torch_device, model.dtype)
 
     entry = full_size_entry(arguments.full_size) if arguments.full_size else model.entry
     plan = Plan(arguments.levers, arguments.rows, arguments.rounds, arguments.steps, not arguments.full_size)

@@ -1,45 +1,25 @@
 """The network alone: seconds of a forward pass by rows and shape, the knee, and the share of the roofline."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.denoising import Denoising
-from pipelines.device import synchronize
 from pipelines.errors import PipelineError
 from pipelines.family import Family
-from pipelines.request import Wishes, settle
+from pipelines.profiling import count_flops, timed, unguided_images
 
 from .report import Progress
 from .statistics import knee
 from .workload import scaled_size
 
-STEPS = 20
 WARM_UPS = 2
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A loaded model."""
-
-    family: Family
-
-    def images(self, width: int, height: int, count: int) -> list[Denoising]:
-        """Images of one row each, before their first step."""
-        wishes = Wishes("a sunset over mountains", width=width, height=height, steps=STEPS, guidance_scale=1.0)
-        requests = [settle(wishes, self.family.entry, seed) for seed in range(count)]
-        (conditioning,) = self.family.encode(requests[:1])
-        return [self.family.begin(request, conditioning) for request in requests]
-
-
-def load_subject(family_class: type[Family], entry: Any, device: torch.device, dtype: torch.dtype) -> Subject:
+def load_family(family_class: type[Family], entry: Any, device: torch.device, dtype: torch.dtype) -> Family:
     """A model of the catalogue.
 
     Raises:
@@ -48,12 +28,12 @@ def load_subject(family_class: type[Family], entry: Any, device: torch.device, d
     with torch.inference_mode():
         family = family_class.load(entry, device, dtype)
         family.place()
-    return Subject(family)
+    return family
 
 
 @torch.inference_mode()
 def measure_forward(
-    subject: Subject, factors: Sequence[float], row_counts: Sequence[int], rounds: int, progress: Progress
+    family: Family, factors: Sequence[float], row_counts: Sequence[int], rounds: int, progress: Progress
 ) -> dict[str, Any]:
     """Measure every shape.
 
@@ -63,22 +43,21 @@ def measure_forward(
         rounds: how often each is measured; the median counts. Rounds go over all row counts in turn, so that a
             drift of the machine hits all alike.
     """
-    roofline = matrix_product_rate(subject.family.device, subject.family.dtype)
+    roofline = matrix_product_rate(family.device, family.dtype)
     progress(f"a large matrix product runs at {roofline / 1e12:.3g} TFLOP/s")
-    sizes = list(dict.fromkeys(scaled_size(subject.family.entry, factor) for factor in factors))
+    sizes = list(dict.fromkeys(scaled_size(family.entry, factor) for factor in factors))
     shapes = []
     for width, height in sizes:
-        shapes.append(_shape(subject, width, height, row_counts, rounds, roofline))
+        shapes.append(_shape(family, width, height, row_counts, rounds, roofline))
         progress(f"{width}x{height}: the knee is at {shapes[-1]['knee']} rows")
-    dtype = str(subject.family.dtype).removeprefix("torch.")
-    return {"model": subject.family.entry.name, "dtype": dtype, "roofline_flops": roofline, "shapes": shapes}
+    dtype = str(family.dtype).removeprefix("torch.")
+    return {"model": family.entry.name, "dtype": dtype, "roofline_flops": roofline, "shapes": shapes}
 
 
 def _shape(
-    subject: Subject, width: int, height: int, row_counts: Sequence[int], rounds: int, roofline: float
+    family: Family, width: int, height: int, row_counts: Sequence[int], rounds: int, roofline: float
 ) -> dict[str, Any]:
-    family = subject.family
-    images = subject.images(width, height, max(row_counts))
+    images = unguided_images(family, width, height, max(row_counts))
     flops = count_flops(family, images[:1])
     seconds = forward_seconds(family, images, row_counts, rounds)
     best = knee(seconds)
@@ -124,26 +103,6 @@ def _fits(family: Family, batch: Sequence[Denoising]) -> bool:
     except torch.OutOfMemoryError:
         return False
     return True
-
-
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that work takes, the device's own included."""
-    synchronize(device)
-    began = perf_counter()
-    work()
-    synchronize(device)
-    return perf_counter() - began
-
-
-def count_flops(family: Family, batch: Sequence[Denoising]) -> int:
-    """Floating-point operations of one forward pass, two for each multiply-add.
-
-    Attention is counted as its plain matrix products: fused kernels for the CPU are unknown to the counter.
-    """
-    counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        family.predict(batch)
-    return int(counter.get_total_flops())
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:

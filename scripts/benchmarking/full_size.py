@@ -19,11 +19,10 @@ from diffusers import (
 from pipelines.catalog import ModelEntry
 from pipelines.denoising import Conditioning
 from pipelines.families import families, family_facts
+from pipelines.family import Family
 from pipelines.levers import Speed
 from pipelines.models_toml import load_catalog
 from pipelines.request import ImageRequest, TokenCount
-
-from .forward import Subject
 
 CATALOG = Path(__file__).with_name("full_size.toml")
 SPREAD = 0.02
@@ -114,7 +113,7 @@ def full_size_entry(name: str) -> ModelEntry:
     return load_catalog(CATALOG, family_facts()).resolve(name)
 
 
-def build_subject(name: str, device: torch.device, dtype: torch.dtype, speed: Speed | None = None) -> Subject:
+def build_family(name: str, device: torch.device, dtype: torch.dtype, speed: Speed | None = None) -> Family:
     """A family at full size, with the levers of `speed`. It has no text encoders: its conditionings are random too."""
     parts = PARTS[name]()
     torch.manual_seed(0)  # the same weights each time, so that what they make can be compared
@@ -131,7 +130,7 @@ def build_subject(name: str, device: torch.device, dtype: torch.dtype, speed: Sp
     conditioning = _conditioning(name, device, dtype)
     family.encode = lambda requests: [conditioning(request) for request in requests]
     family.place()
-    return Subject(family)
+    return family
 
 
 def fill(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> None:

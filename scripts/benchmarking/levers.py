@@ -19,17 +19,18 @@ from pipelines.family import Family
 from pipelines.levers import Speed
 from pipelines.levers_toml import read_speed
 from pipelines.loading import quiet_libraries
+from pipelines.profiling import timed
 from pipelines.request import Wishes, settle
 from pipelines.speed import keep_compiled
 
-from .forward import WARM_UPS, Subject, timed
+from .forward import WARM_UPS
 from .parity import Made, compare
 from .report import Progress
 
 PLAIN = Speed(channels_last=False)
 """The model without any lever, those that are automatic included."""
 
-Build = Callable[[Speed], Subject]
+Build = Callable[[Speed], Family]
 
 
 @dataclass(frozen=True)
@@ -77,29 +78,29 @@ def measure_levers(entry: ModelEntry, build: Build, plan: Plan, progress: Progre
         plain, seconds = _built(build, PLAIN)
         progress(f"the plain model was ready after {seconds:.1f} s")
         measured = [_lever(name, speed, build, plain, plan, progress) for name, speed in speeds.items()]
-    dtype = str(plain.family.dtype).removeprefix("torch.")
+    dtype = str(plain.dtype).removeprefix("torch.")
     size = f"{entry.width}x{entry.height}"
     return {"model": entry.name, "dtype": dtype, "size": size, "plain_ready_seconds": seconds, "levers": measured}
 
 
-def _lever(name: str, speed: Speed, build: Build, plain: Subject, plan: Plan, progress: Progress) -> dict[str, Any]:
+def _lever(name: str, speed: Speed, build: Build, plain: Family, plan: Plan, progress: Progress) -> dict[str, Any]:
     try:
-        subject, ready = _built(build, speed)
+        family, ready = _built(build, speed)
     except CheckpointError as error:
         progress(f"{name}: {error}")
         return {"lever": name, "refused": str(error)}
     progress(f"{name}: ready after {ready:.1f} s")
-    pair = (plain.family, subject.family)
+    pair = (plain, family)
     rows = [{"rows": count} | _times(pair, partial(_forward, rows=count), plan.rounds) for count in plan.rows]
     picture = _times(pair, lambda family: partial(_denoised, family, plan.steps), plan.rounds)
     expected, made = (_made(family, plan) for family in pair)
     return {"lever": name, "ready_seconds": ready, "rows": rows, "picture": picture} | _difference(made, expected, plan)
 
 
-def _built(build: Build, speed: Speed) -> tuple[Subject, float]:
+def _built(build: Build, speed: Speed) -> tuple[Family, float]:
     began = perf_counter()
-    subject = build(speed)
-    return subject, perf_counter() - began
+    family = build(speed)
+    return family, perf_counter() - began
 
 
 def _times(

@@ -6,11 +6,10 @@ from math import ceil, floor
 from statistics import fmean
 from typing import Any
 
+from server.scheduling.cost import KNEE_SLACK
+
 SLO_SLOWDOWN = 3.0
 """A request is served well when it takes at most this many times its own solo time."""
-
-KNEE_SLACK = 0.05
-"""A row count within this share of the best throughput is as good as the best."""
 
 
 @dataclass(frozen=True)

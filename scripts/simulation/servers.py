@@ -112,7 +112,7 @@ class Server:
             priority=wish.priority,
             order=order,
             evaluations_left=wish.steps,
-            owner=wish.owner,
+            party=(wish.owner, ""),
             entered=0.0,
             solo=solo,
             clock=self.clock,
@@ -143,7 +143,7 @@ class Server:
                 image.at = self._now + max(1.0, min(120.0, backlog / 2))
                 heappush(coming, (image.at, image.order, image))
             return
-        image.entered = self.clock.enter(image.owner)
+        image.entered = self.clock.enter(image.party)
         self._images.append(image)
         if self._forecasts:
             forecast(self._images, self.clock, self.cost, lambda key: self._most, until={image.order})
@@ -165,7 +165,7 @@ class Server:
         for image in finished:
             image.done, image.had = self._now, image.shares
             self._images.remove(image)
-            self.clock.leave(image.owner)
+            self.clock.leave(image.party)
 
     def lock(self, trace: Sequence[Request]) -> list[Image]:
         """One pipeline behind a lock, first come first served: what people write today."""

@@ -75,9 +75,8 @@ class Feed:
         """The jobs whose state is told first: those that are open, and those that ended since."""
         if job_id is not None:
             return [job_id]
-        store = self._jobs.store
-        page = await store.page(JobQuery(owner_id=owner_id, statuses=tuple(OPEN), limit=MOST_JOBS))
-        ended = await store.ended_since(owner_id, _moment(since), MOST_JOBS) if since else []
+        page = await self._jobs.lists.page(JobQuery(owner_id=owner_id, statuses=tuple(OPEN), limit=MOST_JOBS))
+        ended = await self._jobs.lists.ended_since(owner_id, _moment(since), MOST_JOBS) if since else []
         return [job.id for job in (*ended, *reversed(page.jobs))]
 
     async def _tell(self, follower: Follower, jobs: Sequence[JobRecord], now: str) -> list[Told]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,20 +10,21 @@ from uuid import uuid4
 
 from pipelines.catalog import Catalog
 from server.disconnect import ClientGone
+from server.endings import JobEnd, Listener
 from server.errors import Cancelled, Interrupted, JobFailed
 from server.jobs.events import Events
 from server.jobs.orders import Order, from_job, to_job
 from server.jobs.results import Result
 from server.jobs.runs import Run, Runner
 from server.scheduling.loop import Scheduler
-from server.scheduling.meter import JobEnd
 from server.scheduling.outlook import Reserved
 from server.weights import WeightHashes
 from storage.database import Database
 from storage.files import MediaFiles
 from storage.images import ImageStore
+from storage.job_lists import JobLists
 from storage.jobs import JobStore
-from storage.records import ClientKey, ImageRecord, JobRecord, JobStatus
+from storage.records import ClientKey, JobRecord, JobStatus
 from storage.switches import Switches
 
 log = logging.getLogger(__name__)
@@ -35,18 +35,28 @@ PAUSED = "queue_paused"
 class Jobs:
     """One instance a server. `boot_id` tells its work from that of a run before it.
 
+    The listeners hear of each job once it has ended, on the event loop.
+
     A verb without an owner is an operator's: anybody's jobs are meant.
     """
 
     def __init__(
-        self, database: Database, folder: Path, scheduler: Scheduler, weights: WeightHashes, events: Events
+        self,
+        database: Database,
+        folder: Path,
+        scheduler: Scheduler,
+        weights: WeightHashes,
+        events: Events,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         self.boot_id = str(uuid4())
         self.images = ImageStore(database)
         self.files = MediaFiles(folder)
         self.store = JobStore(database)
+        self.lists = JobLists(database)
         self._switches = Switches(database)
         self._events = events
+        self._listeners = listeners
         self._scheduler = scheduler
         self._weights = weights
         self._runner = Runner(self.store, self.files, scheduler, weights, self.boot_id, self._changed)
@@ -178,16 +188,14 @@ class Jobs:
     async def look(self, owner_id: str | None, job_ids: Sequence[str]) -> list[JobRecord]:
         """How some jobs stand; of those under way this is known without the database."""
         here = {job_id: run.job for job_id, run in self._runs.items() if job_id in job_ids}
-        elsewhere = await self.store.some(owner_id, [job_id for job_id in job_ids if job_id not in here])
+        elsewhere = await self.lists.some(owner_id, [job_id for job_id in job_ids if job_id not in here])
         found = [(here | elsewhere).get(job_id) for job_id in job_ids]
         return [job for job in found if job is not None and owner_id in (None, job.owner_id)]
 
-    def places(self) -> dict[str, int]:
-        """The place in line, from 1, of each job under way of which nothing is begun."""
-        waiting = [run.job for run in self._runs.values() if not run.began]
-        front = [(-job.priority, -job.moved_at.timestamp() if job.moved_at else 0.0, job.created_at) for job in waiting]
-        line = sorted(zip(front, [job.id for job in waiting], strict=True))
-        return {job_id: place for place, (_, job_id) in enumerate(line, start=1)}
+    @property
+    def waiting(self) -> list[JobRecord]:
+        """The jobs under way of which nothing is begun."""
+        return [run.job for run in self._runs.values() if not run.at_work]
 
     def find(self, job_id: str) -> Run | None:
         """The run of a job that is under way."""
@@ -210,19 +218,6 @@ class Jobs:
         while pending := {*self._taking, *self._tasks.values()}:
             await asyncio.wait(pending)
             await asyncio.sleep(0)  # for what is done when a task is
-
-    async def read(self, image: ImageRecord) -> str:
-        """An image's file in base64.
-
-        Raises:
-            MediaNotFound: it was deleted meanwhile.
-        """
-
-        def contents() -> str:
-            with self.files.open(image.media_name)[0] as stream:
-                return b64encode(stream.read()).decode("ascii")
-
-        return await asyncio.to_thread(contents)
 
     def _take_apart(self, order: Order, key: ClientKey | None) -> asyncio.Task[JobRecord]:
         """Take an order in a task of its own, which no client can cut in the middle of a row."""
@@ -303,7 +298,10 @@ class Jobs:
         self._changed(run)
         error = task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
         kept = 0 if error else len(run.order.requests) - len(Result(task.result(), ()).failures)
-        self._scheduler.books.meter.job_ended(JobEnd(run.order.entry.name, len(run.order.requests), kept, error))
+        weights = self._weights.known(run.order.entry)
+        job = JobEnd(run.order, run.job.id, run.began, run.images, kept, weights, error)
+        for listener in self._listeners:
+            listener(job)
 
 
 def _suspect(job: JobRecord) -> bool:

@@ -12,7 +12,11 @@ from storage.records import JobRecord, NewJob
 
 @dataclass(frozen=True)
 class Order:
-    """What a client asked for, settled: one request an image, seeds counting up."""
+    """What a client asked for, settled: one request an image, seeds counting up.
+
+    `traceparent` is the header by which the client's own trace goes on in the job's, whatever it holds. It is not kept
+    in the row: a job that a later run of the server carries out has a trace of its own.
+    """
 
     owner_id: str
     entry: ModelEntry
@@ -27,6 +31,7 @@ class Order:
     attached: bool = True
     """Whether its client waits for the answer, or comes back for it."""
     notes: dict[str, Any] = field(default_factory=dict)
+    traceparent: str | None = None
 
 
 def to_job(order: Order) -> NewJob:

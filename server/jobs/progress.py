@@ -30,7 +30,7 @@ class Progress:
         """The facts of several."""
         done = [job.id for job in jobs if job.status is JobStatus.COMPLETED]
         images = await self._jobs.images.of_jobs(done)
-        places, ends = self._jobs.places(), self._overview.ends()
+        places, ends = _places(self._jobs.waiting), self._overview.ends()
         return [self._facts(job, images.get(job.id, []), places, ends) for job in jobs]
 
     def _facts(
@@ -56,7 +56,7 @@ class Progress:
 
     def _left(self, run: Run | None, ends: Mapping[int, float]) -> float | None:
         """Seconds until all of a job's images will be done, where that can be told."""
-        if run is None or not run.tickets or (self._scheduler.paused and not run.began):
+        if run is None or not run.tickets or (self._scheduler.paused and not run.at_work):
             return None
         known = [ends.get(ticket.order) for ticket in run.tickets if ticket.live]
         if None in known:
@@ -69,7 +69,7 @@ class Progress:
             return str(job.status)
         if run is None or not run.tickets:
             return "waiting for the next attempt" if job.attempts else "waiting in queue"
-        if not run.began:
+        if not run.at_work:
             return "the queue is paused" if self._scheduler.paused else self._waiting(run)
         return _at_work(run.tickets)
 
@@ -78,6 +78,15 @@ class Progress:
         if loading is not None and loading.model == run.order.entry.name:
             return f"loading the model: {loading.stage} {loading.share:.0%}"
         return "waiting in queue"
+
+
+def _places(waiting: Sequence[JobRecord]) -> dict[str, int]:
+    """The place in line of each of these jobs, from 1: in the order in which they are due, were all of a size."""
+
+    def due(job: JobRecord) -> tuple[int, float, datetime]:
+        return -job.priority, -job.moved_at.timestamp() if job.moved_at else 0.0, job.created_at
+
+    return {job.id: place for place, job in enumerate(sorted(waiting, key=due), start=1)}
 
 
 def _progress(run: Run | None) -> float:

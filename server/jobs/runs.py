@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.errors import CheckpointError, DeviceLost
 from server.disconnect import ClientGone
+from server.endings import ImageEnd, error_code
 from server.errors import Cancelled, EngineLost, Interrupted, explain, public
 from server.jobs.keeping import Kept, discard, keep
 from server.jobs.orders import Order
@@ -41,6 +42,8 @@ class Run:
     Attributes:
         waiting: how many clients wait for its end.
         promised: seconds that its pictures were expected to take when they were put in line.
+        began: when it was accepted, by the monotonic clock.
+        images: what came of each image so far.
     """
 
     order: Order
@@ -48,6 +51,8 @@ class Run:
     tickets: list[Ticket] = field(default_factory=list)
     waiting: int = 0
     promised: float = 0.0
+    began: float = field(default_factory=monotonic)
+    images: list[ImageEnd] = field(default_factory=list)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: Exception | None = None
@@ -61,14 +66,20 @@ class Run:
         self.stopping.set()
 
     @property
-    def began(self) -> bool:
+    def at_work(self) -> bool:
         """Whether the device was at any of its images in this attempt."""
         return any(ticket.stage is not Stage.WAITING for ticket in self.tickets)
 
     @property
     def submission(self) -> Submission:
         """What is asked of the scheduler for each of its images."""
-        return Submission(self.job.priority, self.order.owner_id, self.order.deadline, self.job.moved_at is not None)
+        return Submission(
+            priority=self.job.priority,
+            owner=self.order.owner_id,
+            deadline=self.order.deadline,
+            user=self.order.user or "",
+            ahead=self.job.moved_at is not None,
+        )
 
 
 class Runner:
@@ -146,7 +157,8 @@ class Runner:
             return []
         if not run.tickets:
             self.line_up(run)
-        keeping = [asyncio.create_task(self._keep(run.order, index, one)) for index, one in enumerate(run.tickets)]
+        run.images = []
+        keeping = [asyncio.create_task(self._keep(run, index, ticket)) for index, ticket in enumerate(run.tickets)]
         try:
             await run.begun.wait()
             if run.stopped is None:
@@ -159,16 +171,21 @@ class Runner:
             return [error]
         return await asyncio.gather(*keeping, return_exceptions=True)
 
-    async def _keep(self, order: Order, index: int, ticket: Ticket) -> Kept:
+    async def _keep(self, run: Run, index: int, ticket: Ticket) -> Kept:
         """Wait for one picture and put its files on disk."""
+        order = run.order
         try:
             picture = await ticket.future
-        except CheckpointError:
-            self.broken.add(order.entry.identity)
+            self.broken.discard(order.entry.identity)
+            weights = await self._weights.of(order.entry)
+            kept = await asyncio.to_thread(keep, self._files, order, index, ticket.request, picture, weights)
+        except BaseException as error:
+            if isinstance(error, CheckpointError):
+                self.broken.add(order.entry.identity)
+            run.images.append(ImageEnd(index, ticket, error_code(error, order)))
             raise
-        self.broken.discard(order.entry.identity)
-        weights = await self._weights.of(order.entry)
-        return await asyncio.to_thread(keep, self._files, order, index, ticket.request, picture, weights)
+        run.images.append(ImageEnd(index, ticket))
+        return kept
 
     async def _complete(self, run: Run, made: Sequence[Kept | BaseException]) -> JobRecord:
         """Write the rows of the pictures and the job's end; the first failure if there is no picture."""

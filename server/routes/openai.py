@@ -1,5 +1,7 @@
 """OpenAI's Images API: generations and models, with our own fields beside theirs."""
 
+import asyncio
+from base64 import b64encode
 from typing import Any
 
 from litestar import Controller, Request, get, post
@@ -16,6 +18,7 @@ from server.jobs.results import Result
 from server.openapi import documents_body
 from server.playground import image_facts
 from server.state import LOCAL_OWNER, Services
+from storage.files import MediaFiles
 from storage.records import ImageRecord
 
 
@@ -30,7 +33,7 @@ class OpenAI(Controller):
         """Make pictures and wait for them."""
         body = read_body(await read_json(request))
         base = None if wants_base64(body) else services.settings.public_url or str(request.base_url)
-        order = order_of(body, services.catalog, LOCAL_OWNER)
+        order = order_of(body, services.catalog, LOCAL_OWNER, request.headers.get("traceparent"))
         result = await while_connected(request, services.jobs.run(order))
         return _response(order, result, [await _item(services.jobs, image, base) for image in result.images])
 
@@ -85,8 +88,14 @@ async def _item(jobs: Jobs, image: ImageRecord, base: str | None) -> dict[str, A
         "thumbnailUrl": image.thumbnail_name.url_path,
     }
     if base is None:
-        return item | {"b64_json": await jobs.read(image)}
+        return item | {"b64_json": await asyncio.to_thread(_base64, jobs.files, image)}
     return item | {"url": base.rstrip("/") + image.media_name.url_path}
+
+
+def _base64(files: MediaFiles, image: ImageRecord) -> str:
+    """An image's file. Raises MediaNotFound when it was deleted meanwhile."""
+    with files.open(image.media_name)[0] as stream:
+        return b64encode(stream.read()).decode("ascii")
 
 
 def _response(order: Order, result: Result, data: list[dict[str, Any]]) -> dict[str, Any]:

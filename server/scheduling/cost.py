@@ -3,34 +3,48 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.profile import Profile
+from pipelines.profile import PIXELS, Profile
 from pipelines.request import BatchKey
 
-SMOOTHING = 0.05
-"""Weight of the newest observation in the exponentially weighted means, once there are enough: about a picture's steps.
+SMOOTHING = 0.02
+"""What a factor takes on of the newest surprise, once it has seen enough: of three factors, about a picture's steps.
 
-With more weight, an estimate of a whole picture would hang on its last few steps, which a busy machine scatters."""
+With more, an estimate of a whole picture would hang on its last few steps, which a busy machine scatters."""
 
 KNEE_SLACK = 0.05
 """Rows within this share of the best throughput are as good as the best: more only make everybody wait longer."""
 
 UNMEASURED = Profile(
-    flops=(0.0, 1.0, 0.0), steps=((1.0, 5e-7), (2.0**22, 2.1)), encode_seconds=0.05, decode_seconds=5e-7
+    PIXELS, steps=((1.0, 5e-7), (2.0**22, 2.1)), encode_seconds=0.05, decode_seconds=5e-7, counted=False
 )
 """Before anything was measured, half a second a megapixel: some estimate must be given, and the first steps mend it."""
 
 
 @dataclass
-class _Ratio:
-    """How much longer things take than the profile says: an exponentially weighted mean of what was observed."""
+class _Factor:
+    """How much longer something takes than is otherwise known of it."""
 
-    value: float | None = None
+    value: float = 1.0
     seen: int = 0
 
-    def observe(self, ratio: float) -> None:
+    def absorb(self, surprise: float) -> float:
+        """Take on a share of a surprise, observed over expected; what is left of it.
+
+        The first one is taken on whole, and the first ones count alike.
+        """
         self.seen += 1
-        weight = max(SMOOTHING, 1 / self.seen)  # the first ones count alike
-        self.value = ratio if self.value is None else self.value + weight * (ratio - self.value)
+        share = max(SMOOTHING, 1 / self.seen)
+        taken = 1 + share * (surprise - 1)
+        self.value *= taken
+        return surprise / taken
+
+
+@dataclass
+class _Shape:
+    """What is peculiar to one size of a model, and to each number of rows of it."""
+
+    factor: _Factor = field(default_factory=_Factor)
+    rows: dict[int, _Factor] = field(default_factory=dict)
 
 
 @dataclass
@@ -38,17 +52,19 @@ class _Model:
     """One model's profile and its corrections."""
 
     profile: Profile = UNMEASURED
-    steps: _Ratio = field(default_factory=_Ratio)
-    encode: _Ratio = field(default_factory=_Ratio)
-    decode: _Ratio = field(default_factory=_Ratio)
-    shapes: dict[tuple[int, int], dict[int, _Ratio]] = field(default_factory=dict)
+    steps: _Factor = field(default_factory=_Factor)
+    encode: _Factor = field(default_factory=_Factor)
+    decode: _Factor = field(default_factory=_Factor)
+    shapes: dict[tuple[int, int], _Shape] = field(default_factory=dict)
 
 
 class CostModel:
     """Seconds of steps, encodings and decodings.
 
-    A step is read off its model's profile and multiplied by how much longer such steps took of late: of this shape and
-    these rows, else of this shape and the nearest rows, else of this model.
+    A step is read off its model's profile, and multiplied by how much longer this model's steps take, those of this
+    shape among them, and those of these rows (or the nearest seen) among those. One step teaches all three, the first
+    of them first: so a machine that grows slower makes all its estimates longer alike, and rows that happened to run
+    while it was busy are not thought dear for ever.
     """
 
     def __init__(self) -> None:
@@ -70,63 +86,69 @@ class CostModel:
     def flops(self, key: BatchKey, rows: int) -> float:
         """Floating-point operations of one forward pass, as counted at load; 0 where they never were."""
         profile = self.profile(key.model)
-        return 0.0 if profile is UNMEASURED else profile.row_flops(_pixels(key)) * rows
+        return profile.row_flops(_pixels(key)) * rows if profile.counted else 0.0
 
     def seen(self, model: str) -> Mapping[tuple[int, int], Collection[int]]:
         """The sizes of which steps of this model ran, the first seen first, and with how many rows."""
-        return self._model(model).shapes
+        return {size: shape.rows.keys() for size, shape in self._model(model).shapes.items()}
 
     def observe_step(self, key: BatchKey, rows: int, seconds: float) -> None:
         """Learn from one real step."""
         model = self._model(key.model)
-        ratio = seconds / model.profile.step_seconds(_pixels(key), rows)
-        model.steps.observe(ratio)
-        model.shapes.setdefault((key.width, key.height), {}).setdefault(rows, _Ratio()).observe(ratio)
+        shape = model.shapes.setdefault((key.width, key.height), _Shape())
+        surprise = seconds / self.step_seconds(key, rows)
+        for factor in (model.steps, shape.factor, shape.rows.setdefault(rows, _Factor(_nearest(shape, rows)))):
+            surprise = factor.absorb(surprise)
         self._forget(key.model)
 
     def observe_encode(self, model: str, images: int, seconds: float) -> None:
         """Learn from the beginning of some images together."""
-        known = self._model(model)
-        known.encode.observe(seconds / images / known.profile.encode_seconds)
+        self._model(model).encode.absorb(seconds / images / self.encode_seconds(model))
 
     def observe_decode(self, key: BatchKey, images: int, seconds: float) -> None:
         """Learn from the decoding of some images together."""
-        known = self._model(key.model)
-        known.decode.observe(seconds / images / (known.profile.decode_seconds * _pixels(key)))
+        self._model(key.model).decode.absorb(seconds / images / self.decode_seconds(key))
 
     def step_seconds(self, key: BatchKey, rows: int) -> float:
         """One forward pass of so many rows, and the samplers' own steps."""
         if (key, rows) not in self._known:
             model = self._model(key.model)
-            shape = model.shapes.get((key.width, key.height))
-            ratio = shape[min(shape, key=lambda seen: abs(seen - rows))] if shape else model.steps
-            expected = model.profile.step_seconds(_pixels(key), rows)
-            self._known[key, rows] = expected * (1.0 if ratio.value is None else ratio.value)
+            shape = model.shapes.get((key.width, key.height), _Shape())
+            factors = model.steps.value * shape.factor.value * _nearest(shape, rows)
+            self._known[key, rows] = model.profile.step_seconds(_pixels(key), rows) * factors
         return self._known[key, rows]
 
     def expected_step(self, key: BatchKey, rows: int) -> float | None:
         """The same once such a step ran; the first of its kind may have kernels to compile."""
-        ran = rows in self._model(key.model).shapes.get((key.width, key.height), {})
+        shape = self._model(key.model).shapes.get((key.width, key.height))
+        ran = shape is not None and rows in shape.rows
         return self.step_seconds(key, rows) if ran else None
 
     def knows(self, model: str) -> bool:
         """Whether anything of a model was measured, or seen."""
         known = self._model(model)
-        return known.profile is not UNMEASURED or known.steps.value is not None
+        return known.profile is not UNMEASURED or known.steps.seen > 0
 
     def expected_decode(self, key: BatchKey, images: int) -> float | None:
         """Seconds of decoding so many images, once this model decoded any."""
-        return None if self._model(key.model).decode.value is None else images * self.decode_seconds(key)
+        return images * self.decode_seconds(key) if self._model(key.model).decode.seen else None
+
+    def expected_encode(self, model: str, images: int) -> float | None:
+        """Seconds of beginning so many images, once this model was measured or began any; as if no prompt were kept."""
+        known = self._model(model)
+        if known.profile is UNMEASURED and not known.encode.seen:
+            return None
+        return images * known.profile.encode_seconds * max(1.0, known.encode.value)
 
     def encode_seconds(self, model: str) -> float:
         """What comes before one image's first step."""
         known = self._model(model)
-        return known.profile.encode_seconds * (known.encode.value or 1.0)
+        return known.profile.encode_seconds * known.encode.value
 
     def decode_seconds(self, key: BatchKey) -> float:
         """What comes after one image's last step, on the device."""
         known = self._model(key.model)
-        return known.profile.decode_seconds * _pixels(key) * (known.decode.value or 1.0)
+        return known.profile.decode_seconds * _pixels(key) * known.decode.value
 
     def solo_seconds(self, key: BatchKey, rows: int, evaluations: int) -> float:
         """How long the device needs for one image that has it to itself."""
@@ -160,6 +182,12 @@ class CostModel:
         for cache in (self._known, self._rates):
             for key in [key for key in cache if key[0].model == model]:
                 del cache[key]
+
+
+def _nearest(shape: _Shape, rows: int) -> float:
+    """What is peculiar to so many rows of a shape, or to the nearest number of them that was seen."""
+    seen = min(shape.rows, key=lambda seen: abs(seen - rows), default=None)
+    return 1.0 if seen is None else shape.rows[seen].value
 
 
 def _pixels(key: BatchKey) -> int:

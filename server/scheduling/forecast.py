@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from pipelines.request import BatchKey
 from server.scheduling.cost import CostModel
-from server.scheduling.fairness import FairClock
-from server.scheduling.policy import Caps, ride
+from server.scheduling.fairness import FairClock, Party
+from server.scheduling.policy import Caps, presses, ride
 
 STRIDE = 8
 """Steps that one look at the queue decides: between them only ages change, and those change little."""
@@ -19,7 +19,8 @@ MOST_LOOKS = 3_000
 class Plan:
     """An image as the forecast moves it along; a `Candidate` of the policy.
 
-    `entered` is where its owner's fair clock stood when it came; `solo` its seconds with the device to itself.
+    `entered` is where its party's fair clock stood when it came, `solo` its seconds alone on the device, and `due` the
+    seconds from the forecast's beginning until its deadline.
     """
 
     key: BatchKey
@@ -27,17 +28,19 @@ class Plan:
     priority: int
     order: int
     evaluations_left: int
-    owner: str
+    party: Party
     entered: float
     solo: float
     clock: FairClock
     begun: bool = False
+    due: float | None = None
+    steps: int = 1
     pressing: bool = False
     done: float | None = None
 
     @property
     def shares(self) -> float:
-        return self.clock.received(self.owner, self.entered) / self.solo
+        return self.clock.received(self.party, self.entered) / self.solo
 
 
 def forecast(
@@ -63,6 +66,9 @@ def forecast(
     now, looks = 0.0, 0
     while left and looks < most_looks and not asked <= ends.keys():
         looks += len(left)
+        for plan in left:
+            if plan.due is not None and not plan.pressing:
+                plan.pressing = presses(plan.due - now, plan.solo, plan.evaluations_left / plan.steps)
         batch = ride([plan for plan in left if plan.evaluations_left], cost, caps, len(left))
         began = now
         now += _advance(batch, left, cost)
@@ -70,7 +76,7 @@ def forecast(
             now += cost.decode_seconds(plan.key)
             ends[plan.order] = now
             left.remove(plan)
-            ahead.leave(plan.owner)
+            ahead.leave(plan.party)
         ahead.advance(now - began)
     _in_bulk(left, now, cost, caps, ends)
     for plan in plans:

@@ -67,7 +67,9 @@ class Scheduler:
         self.visits = Visits(engine, gpu, self.books.meter)
         self.models = Models(self.visits, loader, self.books, idle_seconds)
         self.previews = Previews(self.visits)
-        self.outlook = Outlook(self.books, self.cap, queue_limit=queue_limit, queue_seconds=queue_seconds)
+        self.outlook = Outlook(
+            self.books, self.cap, self.models.seconds_to_come, queue_limit=queue_limit, queue_seconds=queue_seconds
+        )
         self._engine = engine
         self._max_rows = max_rows
         self.line = Line()
@@ -110,7 +112,7 @@ class Scheduler:
     ) -> Ticket:
         """Queue one image. Whether there is room for it is `check_room`'s to say."""
         future: asyncio.Future[Picture] = asyncio.get_running_loop().create_future()
-        entered = self.books.clock.enter(wanted.owner)
+        entered = self.books.clock.enter(wanted.party)
         ticket = Ticket(entry, request, wanted, next(self._orders), future, watch, self.books.clock, entered)
         ticket.solo = self.books.solo_seconds(ticket)
         self.line.add(ticket)
@@ -200,7 +202,7 @@ class Scheduler:
                 self.books.meter.waited(ticket.priority, ticket.started - ticket.submitted)
         work = partial(prepare, self._engine, entry, [ticket.request for ticket in batch])
         with self._failing(batch):
-            outcomes, seconds = await self.visits(work)
+            outcomes, seconds = await self.visits(work, self.books.cost.expected_encode(entry.identity, len(batch)))
             if outcomes is None:
                 for ticket in batch:
                     ticket.stage = Stage.WAITING
@@ -267,7 +269,7 @@ class Scheduler:
     def _ended(self, ticket: Ticket) -> None:
         """A ticket's future is done, by whichever way: the next in line may have its rows."""
         self.line.remove(ticket)
-        self.books.clock.leave(ticket.owner)
+        self.books.clock.leave(ticket.party)
         ticket.denoising = None
         self._wake_all()
         ticket.watch(ticket)
@@ -288,8 +290,9 @@ class Scheduler:
             self._fail(batch, error)
 
     def _fail(self, batch: Sequence[Ticket], error: Exception) -> None:
-        # A foreseen error explains itself; another needs its traceback.
-        log.error("%d images failed: %s", len(batch), error, exc_info=not isinstance(error, PipelineError) and error)
+        if batch:  # a foreseen error explains itself; another needs its traceback
+            unforeseen = None if isinstance(error, PipelineError) else error
+            log.error("%d images failed: %s", len(batch), error, exc_info=unforeseen)
         for ticket in [ticket for ticket in batch if ticket.live]:
             self.books.meter.failed(type(error).__name__)
             ticket.fail(error)

@@ -1,18 +1,6 @@
-"""What the scheduler and the jobs tell whoever measures them. Nothing here by itself: `server/metrics.py` listens."""
-
-from dataclasses import dataclass
+"""What the scheduler tells whoever measures it. Nothing here by itself: `server/metrics.py` listens."""
 
 from pipelines.request import BatchKey
-
-
-@dataclass(frozen=True)
-class JobEnd:
-    """What came of a job: how many pictures of those wanted were kept and, of a job without any, why."""
-
-    model: str
-    wanted: int
-    kept: int
-    error: BaseException | None = None
 
 
 class Meter:
@@ -41,6 +29,3 @@ class Meter:
 
     def refused(self) -> None:
         """A request was told to come back later."""
-
-    def job_ended(self, job: JobEnd) -> None:
-        """A job that was accepted came to its end, whichever."""

@@ -22,6 +22,11 @@ APART_SECONDS = 5 * 60
 """How long two models that did not fit together are not tried again: a shortage may have had another cause."""
 
 
+LOAD_SECONDS = 2 * 60.0
+"""What making room for a model, placing it (each of its warm-ups by itself, which may compile) or measuring it takes at
+most, roughly: the watchdog waits a multiple of this, in which even two CPU cores would measure a model at full size."""
+
+
 @dataclass(frozen=True)
 class Loading:
     """A model on its way to the device: what is being done, what share of that is done, and since when."""
@@ -48,6 +53,8 @@ class Models:
         self._idle_seconds = idle_seconds
         self._wanted: dict[str, tuple[ModelEntry, asyncio.Future[None]]] = {}
         self._retired = frozenset[str]()
+        self._took: dict[tuple[str, bool], float] = {}
+        """Seconds of each model's last load, from its files or from where it was parked."""
         self._used: dict[str, float] = {}
         self._apart: dict[tuple[str, frozenset[str]], float] = {}
         """A model that did not fit beside others, those others, and until when that is believed."""
@@ -68,6 +75,15 @@ class Models:
         self._retired = frozenset(identities)
         for identity in self._retired & self._wanted.keys():
             self._settle(identity)
+
+    def seconds_to_come(self, identity: str) -> float:
+        """Until a model is there, by its last load or else the longest of all; 0 for one that is."""
+        if identity in self.resident:
+            return 0.0
+        known = self._took.get((identity, identity in self._visits.state.parked))
+        took = max(self._took.values(), default=0.0) if known is None else known
+        coming = self.loading is not None and self.loading.model == name_of(identity)
+        return max(0.0, took - (monotonic() - self.loading.since)) if coming and self.loading else took
 
     def used(self, identity: str) -> None:
         """Somebody's image is made with it."""
@@ -120,11 +136,12 @@ class Models:
         await asyncio.sleep(0)
         beside = frozenset(busy())
         try:
-            await self._visits(partial(engine.make_room, entry, beside))
+            await self._visits(partial(engine.make_room, entry, beside), LOAD_SECONDS)
             parked = entry.identity in self._visits.state.parked
             family = None if parked else await self._loader(engine.read, entry, progress)
             beside = frozenset(busy())
-            await self._visits(partial(engine.place, entry, family, beside, progress))
+            alive = self._visits.alive(progress)
+            await self._visits(partial(engine.place, entry, family, beside, alive), LOAD_SECONDS)
             del family  # this frame would keep its weights alive
             await self._measure(entry)
         except NoRoom as error:
@@ -139,6 +156,7 @@ class Models:
         else:
             self.used(entry.identity)
             self._settle(entry.identity)
+            self._took[entry.identity, parked] = monotonic() - began
             self._books.meter.loaded(entry.name, parked, monotonic() - began)
         finally:
             self.loading = None
@@ -147,7 +165,7 @@ class Models:
         """Learn what a model's work costs here; where that fails, its first steps teach it."""
         self._note(entry.name, LoadStage.MEASURING, 0.0)
         try:
-            profile, _ = await self._visits(partial(self._visits.engine.measure, entry))
+            profile, _ = await self._visits(partial(self._visits.engine.measure, entry), LOAD_SECONDS)
         except (DeviceLost, NotRead):
             raise
         except Exception as error:

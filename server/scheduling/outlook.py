@@ -1,6 +1,6 @@
 """What can be told of the future: backlog, Retry-After, and when each image will be done."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -27,14 +27,18 @@ class Outlook:
     """Forecasts over the images there are, and the bound on how much may be accepted.
 
     Args:
+        absent: the seconds until a model will be on the device, 0 for one that is.
         queue_limit: the most images that may wait or run.
         queue_seconds: the most work, in seconds of the device, that may wait or run. An idle server takes any request.
     """
 
-    def __init__(self, books: Books, caps: Caps, *, queue_limit: int, queue_seconds: float) -> None:
+    def __init__(
+        self, books: Books, caps: Caps, absent: Callable[[str], float], *, queue_limit: int, queue_seconds: float
+    ) -> None:
         self._cost = books.cost
         self._clock = books.clock
         self._caps = caps
+        self._absent = absent
         self._queue_limit = queue_limit
         self._queue_seconds = queue_seconds
 
@@ -64,13 +68,16 @@ class Outlook:
         plans = [ticket.plan for ticket in tickets]
         orders = {ticket.order for ticket in some}
         forecast(plans, self._clock, self._cost, self._caps, until=orders)
-        return max((plan.done or 0.0 for plan in plans if plan.order in orders), default=0.0)
+        return max((self._end(plan) for plan in plans if plan.order in orders), default=0.0)
 
     def ends(self, tickets: Sequence[Ticket], most_looks: int = MOST_LOOKS) -> list[float]:
         """The same for all of them."""
         plans: list[Plan] = [ticket.plan for ticket in tickets]
         forecast(plans, self._clock, self._cost, self._caps, most_looks=most_looks)
-        return [plan.done or 0.0 for plan in plans]
+        return [self._end(plan) for plan in plans]
+
+    def _end(self, plan: Plan) -> float:
+        return self._absent(plan.key.model) + (plan.done or 0.0)
 
     def _seconds(self, key: BatchKey, rows: int, evaluations: int) -> float:
         """Nothing of a model that was never measured: nobody is turned away on a guess, while the first one loads."""

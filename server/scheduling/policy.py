@@ -6,8 +6,9 @@ Miller, 1966, doi:10.1287/opre.14.4.670). Two things bend that rule:
 
 - *Age.* The value grows with the shares of the device an image would have had under equal sharing (`fairness`), and
   past MOST_SHARES of them it goes before all others of its class: nothing starves.
-- *Backlog.* Half-empty batches waste time that everybody who waits pays for, so a step's value is multiplied by its
-  efficiency to a power that rises with their number.
+- *Backlog.* Half-empty batches waste time that everybody who waits pays for. So a step's value is multiplied by its
+  efficiency, its throughput over that of the fullest batch that those present could make, to a power that rises with
+  their number; and, once there are so many that its shape's like will surely come, over that of the fullest there is.
 
 Both sides of each trade come from the cost model. Whether images ride together or one after the other follows: a row
 joins a batch where the value it adds is worth the seconds it adds, which below the knee are few. `scripts/simulate.py`
@@ -30,10 +31,13 @@ URGENT_BATCHES = 8
 """The same for what would ride at once, so that a flood of ever shorter images cannot fill the memory."""
 
 CROWD = 3
-"""With so many images the efficiency counts once, with twice as many squared; found with scripts/simulate.py."""
+"""With so many images the efficiency among those present counts once, with twice as many squared, and so on."""
+
+MULTITUDE = 30
+"""The same of the efficiency among all that may come; both were found with scripts/simulate.py."""
 
 MOST_EFFICIENCY = 4.0
-"""The highest power of the efficiency."""
+"""The highest power of either."""
 
 CLASS_VALUE = 1 / 16
 """What an image is worth beside one whose priority is higher by one: it may fill rows that cost next to nothing."""
@@ -100,12 +104,12 @@ def ride(images: Sequence[C], costs: Costs, caps: Caps, crowd: int) -> list[C]:
     ranked = [(_rank(image), image) for image in images]
     foremost = max(rank for rank, _ in ranked)
     top = max(image.priority for image in images)
-    power = min(MOST_EFFICIENCY, crowd / CROWD)
+    powers = min(MOST_EFFICIENCY, crowd / CROWD), min(MOST_EFFICIENCY, crowd / MULTITUDE)
     best: list[C] = []
     highest = -1.0
     for key in dict.fromkeys(image.key for rank, image in ranked if rank == foremost):
         alike = [(rank, image) for rank, image in ranked if image.key == key]
-        batch, value = _best_of(alike, top, power, costs, caps(key))
+        batch, value = _best_of(alike, top, powers, costs, caps(key))
         if value > highest:
             best, highest = batch, value
     return best
@@ -175,6 +179,18 @@ def not_held(ready: Sequence[C], waiting: Sequence[C], crowding: Callable[[str],
     return [image for image in ready if not due or not held(image)]
 
 
+def presses(seconds: float, solo: float, share: float) -> bool:
+    """Whether an image that is wanted in so many seconds is ready by then only if it goes on now.
+
+    One that is past saving presses nobody.
+
+    Args:
+        solo: its seconds with the device to itself.
+        share: what is still to be done of them.
+    """
+    return -0.25 * solo <= seconds - share * solo <= 0.5 * solo
+
+
 def _rank(image: Candidate) -> tuple[int, int]:
     """What goes before value: the class, and within it who waited too long or has a deadline at stake."""
     if image.shares >= STARVED:
@@ -183,9 +199,11 @@ def _rank(image: Candidate) -> tuple[int, int]:
 
 
 def _best_of(
-    ranked: Sequence[tuple[tuple[int, int], C]], top: int, power: float, costs: Costs, most: int
+    ranked: Sequence[tuple[tuple[int, int], C]], top: int, powers: tuple[float, float], costs: Costs, most: int
 ) -> tuple[list[C], float]:
     """Of one key's images, with their ranks, those whose step has the highest value per second, and that value."""
+    here = min(most, sum(image.rows for _, image in ranked))
+    among_these, among_all = powers
     chosen: list[C] = []
     best: tuple[int, float] = (0, -1.0)
     rows, value = 0, 0.0
@@ -196,7 +214,9 @@ def _best_of(
         chosen.append(image)
         rows += image.rows
         value += worth * image.rows
-        rate = value / costs.step_seconds(image.key, rows) * costs.efficiency(image.key, rows, most) ** power
+        full = costs.efficiency(image.key, rows, max(rows, here)) ** among_these
+        full *= costs.efficiency(image.key, rows, most) ** among_all
+        rate = value / costs.step_seconds(image.key, rows) * full
         if rate > best[1]:
             best = (len(chosen), rate)
     return chosen[: best[0]], best[1]

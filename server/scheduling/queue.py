@@ -12,8 +12,9 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.request import BatchKey, ImageRequest, TokenCount
-from server.scheduling.fairness import FairClock
+from server.scheduling.fairness import FairClock, Party
 from server.scheduling.forecast import Plan
+from server.scheduling.policy import presses
 
 
 class QueueFull(Exception):
@@ -53,7 +54,8 @@ class Submission:
 
     Attributes:
         priority: a higher one goes first, and is never held up by a lower one for longer than a step.
-        owner: who is to have a fair share of the device.
+        owner: whose it is, who is to have a fair share of the device.
+        user: whom the owner asks for, who is to have a fair share of the owner's part.
         deadline: seconds from now by which the picture is wanted, if that can be kept without harm to higher classes.
         ahead: it goes before the others of its priority.
     """
@@ -61,7 +63,13 @@ class Submission:
     priority: int = 0
     owner: str = ""
     deadline: float | None = None
+    user: str = ""
     ahead: bool = False
+
+    @property
+    def party(self) -> Party:
+        """Who shares."""
+        return self.owner, self.user
 
 
 ORDINARY = Submission()
@@ -73,9 +81,10 @@ class Ticket:
     """One image that somebody waits for; a `Candidate` of the policy.
 
     Awaiting `future` gives the picture or raises why there is none; cancelling it frees the image's rows by the
-    next step. `watch` is called on the event loop after each step and at the end. `entered` is where its owner's fair
+    next step. `watch` is called on the event loop after each step and at the end. `entered` is where its party's fair
     clock stood when it came, and `solo` its seconds with the device to itself. `step` of request.steps are done;
-    `evaluations_left` are the forward passes still to come, before the sampler is built as many as steps.
+    `evaluations_left` are the forward passes still to come, before the sampler is built as many as steps. `stages` are
+    those it has come through, each with when it began, by the monotonic clock.
     """
 
     entry: ModelEntry
@@ -87,16 +96,25 @@ class Ticket:
     clock: FairClock
     entered: float
     solo: float = 1.0
-    stage: Stage = Stage.WAITING
     submitted: float = field(default_factory=monotonic)
     started: float | None = None
     denoising: Any = None
+    stages: list[tuple[Stage, float]] = field(init=False)
     step: int = field(default=0, init=False)
     evaluations_left: int = field(init=False)
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.evaluations_left, self.rows = self.request.steps, self.request.rows
+        self.stages = [(Stage.WAITING, self.submitted)]
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[-1][0]
+
+    @stage.setter
+    def stage(self, stage: Stage) -> None:
+        self.stages.append((stage, monotonic()))
 
     def note(self) -> None:
         """Take down how far its denoising is, while the GPU thread is not at it."""
@@ -116,6 +134,10 @@ class Ticket:
         return self.wanted.owner
 
     @property
+    def party(self) -> Party:
+        return self.wanted.party
+
+    @property
     def live(self) -> bool:
         """Whether somebody still waits for it."""
         return not self.future.done()
@@ -123,21 +145,18 @@ class Ticket:
     @property
     def shares(self) -> float:
         """How often equal sharing of the device would have finished it by now."""
-        return self.clock.received(self.owner, self.entered) / self.solo
+        return self.clock.received(self.party, self.entered) / self.solo
 
     @property
     def pressing(self) -> bool:
-        """Whether it is to go before others, as one whose deadline is kept only if it goes on now.
+        """Whether it is to go before others of its priority: somebody said so, or only so is its deadline kept."""
+        left = self.evaluations_left / self.request.steps
+        return self.wanted.ahead or (self.due is not None and presses(self.due, self.solo, left))
 
-        A deadline that is past saving presses nobody.
-        """
-        if self.wanted.ahead:
-            return True
-        if self.wanted.deadline is None:
-            return False
-        left = self.solo * self.evaluations_left / self.request.steps
-        slack = self.submitted + self.wanted.deadline - monotonic() - left
-        return -0.25 * self.solo <= slack <= 0.5 * self.solo
+    @property
+    def due(self) -> float | None:
+        """Seconds from now until its deadline."""
+        return None if self.wanted.deadline is None else self.submitted + self.wanted.deadline - monotonic()
 
     @property
     def plan(self) -> Plan:
@@ -148,12 +167,14 @@ class Ticket:
             priority=self.priority,
             order=self.order,
             evaluations_left=0 if self.stage is Stage.DECODING else self.evaluations_left,
-            owner=self.owner,
+            party=self.party,
             entered=self.entered,
             solo=self.solo,
             clock=self.clock,
             begun=self.stage is not Stage.WAITING,
-            pressing=self.pressing,
+            due=self.due,
+            pressing=self.wanted.ahead,
+            steps=self.request.steps,
         )
 
     def picture(self, image: Image) -> Picture:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from math import inf
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.catalog import ModelEntry, name_of
 from pipelines.profile import Profile
-from pipelines.progress import Progress
+from pipelines.progress import LoadStage, Progress
 from pipelines.request import ImageRequest
 from pipelines.state import DeviceFacts, EngineState
 from server.gpu import WorkerThread
@@ -21,6 +20,10 @@ LEAST_PATIENCE = 60.0
 
 PATIENCE_FACTOR = 20
 """How many times its expected time it is given."""
+
+UNKNOWN_PATIENCE = 2 * 3600.0
+"""Seconds for work of which nobody knows how long it takes, such as the first step of a shape. Beyond what is slow but
+sound: 16 rows of SDXL at 1536x1536 would take two CPU cores (at 50 GFLOP/s) an hour and a half."""
 
 
 class EngineVerbs(Protocol):
@@ -69,12 +72,12 @@ class Visits:
         """Have the GPU thread do some work; its result and its seconds. What it raised is raised here.
 
         Args:
-            expected: how many seconds such work takes, where that is known: far beyond them it counts as hanging.
+            expected: how many seconds such work takes, where that is known. Far beyond them it counts as hanging.
 
         Raises:
             DeviceLost: the device failed for good, or the work hangs.
         """
-        patience = inf if expected is None else max(LEAST_PATIENCE, PATIENCE_FACTOR * expected)
+        patience = UNKNOWN_PATIENCE if expected is None else max(LEAST_PATIENCE, PATIENCE_FACTOR * expected)
         visit = await self._gpu.within(patience, _visited, self.engine, work)
         for gone in set(self.state.resident) - set(visit.state.resident):
             self._meter.unloaded(name_of(gone), gone in visit.state.parked)
@@ -82,6 +85,15 @@ class Visits:
         if isinstance(visit.outcome, Exception):
             raise visit.outcome
         return visit.outcome, visit.seconds
+
+    def alive(self, progress: Progress) -> Progress:
+        """The same telling for work of a visit, each word of which also shows that the work gets on."""
+
+        def tell(stage: LoadStage, share: float) -> None:
+            self._gpu.get_on()
+            progress(stage, share)
+
+        return tell
 
 
 def _visited(engine: EngineVerbs, work: Callable[[], T]) -> _Visit[T]:
