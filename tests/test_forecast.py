@@ -12,7 +12,7 @@ from server.scheduling.cost import CostModel
 from server.scheduling.fairness import FairClock
 from server.scheduling.forecast import Plan, forecast
 from server.scheduling.meter import Meter
-from server.scheduling.outlook import MAX_RETRY_AFTER, Outlook, Reserved
+from server.scheduling.outlook import MAX_RETRY_AFTER, Outlook
 from server.scheduling.queue import QueueFull, Submission, Ticket
 from tests.fakes import FLAT, entry, request
 
@@ -116,16 +116,23 @@ def test_the_backlog_is_what_full_batches_need() -> None:
 
 def test_the_queue_is_bounded_by_images_and_by_seconds_of_work() -> None:
     view, tickets = outlook(4, queue_limit=5)
-    view.check_room(tickets, 1, 0.0, Reserved())
-    with pytest.raises(QueueFull, match="5 images"):
-        view.check_room(tickets, 1, 0.0, Reserved(images=1))
+    with view.reserve(tickets, 1, 0.0), pytest.raises(QueueFull, match="5 images"), view.reserve(tickets, 1, 0.0):
+        pass
     view, tickets = outlook(4, queue_seconds=0.2)
-    view.check_room(tickets, 1, 0.01, Reserved())
-    with pytest.raises(QueueFull, match=r"0\.2 seconds of work"):
-        view.check_room(tickets, 1, 0.2, Reserved())
-    with pytest.raises(QueueFull, match=r"0\.2 seconds of work"):
-        view.check_room([], 1, 0.1, Reserved(images=1, seconds=0.15))
-    view.check_room([], 1, 1000.0, Reserved())  # an idle server takes any image
+    with view.reserve(tickets, 1, 0.01):
+        pass
+    with pytest.raises(QueueFull, match=r"0\.2 seconds of work"), view.reserve(tickets, 1, 0.2):
+        pass
+
+
+def test_an_idle_server_takes_any_request_and_one_at_a_time_that_is_too_large() -> None:
+    view, _ = outlook(0, queue_limit=5, queue_seconds=0.2)
+    with view.reserve([], 9, 1000.0):
+        for images, seconds, bound in ((1, 0.0, "5 images"), (0, 0.1, r"0\.2 seconds of work")):
+            with pytest.raises(QueueFull, match=bound), view.reserve([], images, seconds):
+                pass
+    with view.reserve([], 9, 1000.0):
+        pass
 
 
 def test_nobody_is_turned_away_on_a_guess_while_a_model_loads() -> None:

@@ -40,8 +40,8 @@ async def scheduling(engine: FakeEngine, max_rows: int = 8, queue_limit: int = 1
 
 def submit(scheduler: Scheduler, model: str = "fake", priority: int = 0, owner: str = "", **changes: Any) -> Ticket:
     wish = request(model, **changes)
-    scheduler.check_room(entry(model), [wish])
-    return scheduler.submit(entry(model), wish, Submission(priority, owner))
+    with scheduler.reserve(entry(model), [wish]):
+        return scheduler.submit(entry(model), wish, Submission(priority, owner))
 
 
 async def until(condition: Callable[[], bool]) -> None:

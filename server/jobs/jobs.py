@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -17,7 +16,6 @@ from server.jobs.orders import Order, from_job, to_job
 from server.jobs.results import Result
 from server.jobs.runs import Run, Runner
 from server.scheduling.loop import Scheduler
-from server.scheduling.outlook import Reserved
 from server.weights import WeightHashes
 from storage.database import Database
 from storage.files import MediaFiles
@@ -63,7 +61,6 @@ class Jobs:
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[JobRecord]] = {}
         self._taking = set[asyncio.Task[JobRecord]]()
-        self._reserved = Reserved()
         self._closed: Exception | None = None
 
     @property
@@ -155,7 +152,7 @@ class Jobs:
         if ending := self._tasks.get(job_id):
             await asyncio.wait({ending})  # its last attempt may still be at its files
         order = from_job(await self.store.get(owner_id, job_id), catalog)
-        with self._room_for(order):
+        with self._scheduler.reserve(order.entry, order.requests):
             job = await self.store.retry(owner_id, job_id)
         self._begin(Run(replace(order, attached=False), job))
         return job
@@ -231,7 +228,7 @@ class Jobs:
             raise Interrupted
         if key is not None and (known := await self.store.known(order.owner_id, key)):
             return known
-        with self._room_for(order):
+        with self._scheduler.reserve(order.entry, order.requests):
             job = await self.store.insert(to_job(order), key)
         # Nothing is awaited from here to the line, so the room is still there.
         if job.status is JobStatus.PENDING and job.id not in self._runs:
@@ -241,19 +238,6 @@ class Jobs:
                 run.promised = self._scheduler.outlook.end_of(run.tickets, self._scheduler.line.tickets)
             self._begin(run)
         return job
-
-    @contextmanager
-    def _room_for(self, order: Order) -> Iterator[None]:
-        """Raise QueueFull unless there is room for it in line; meanwhile the room is kept."""
-        self._scheduler.check_room(order.entry, order.requests, self._reserved)
-        images, seconds = len(order.requests), self._scheduler.outlook.work(order.entry, order.requests)
-        self._reserved.images += images
-        self._reserved.seconds += seconds
-        try:
-            yield
-        finally:
-            self._reserved.images -= images
-            self._reserved.seconds -= seconds
 
     def _begin(self, run: Run) -> asyncio.Task[JobRecord]:
         entry = run.order.entry

@@ -25,7 +25,7 @@ from server.scheduling import policy
 from server.scheduling.books import Books
 from server.scheduling.meter import Meter
 from server.scheduling.models import Models
-from server.scheduling.outlook import Outlook, Reserved
+from server.scheduling.outlook import Outlook
 from server.scheduling.previews import Previews
 from server.scheduling.queue import ORDINARY, Line, Picture, QueueFull, Stage, Submission, Ticket
 from server.scheduling.verbs import EngineVerbs, Visits, prepare
@@ -94,11 +94,13 @@ class Scheduler:
         """The most rows a forward pass of this key may have."""
         return min(self._max_rows, self.visits.state.row_caps.get(key.shared, self._max_rows))
 
-    def check_room(self, entry: ModelEntry, requests: Sequence[ImageRequest], reserved: Reserved | None = None) -> None:
-        """Raise QueueFull unless these images may be submitted beside those there is room reserved for."""
+    @contextmanager
+    def reserve(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> Iterator[None]:
+        """Keep room for these images until they are submitted. Raises QueueFull."""
+        work = self.outlook.work(entry, requests)
         try:
-            work = self.outlook.work(entry, requests)
-            self.outlook.check_room(self.line.tickets, len(requests), work, reserved or Reserved())
+            with self.outlook.reserve(self.line.tickets, len(requests), work):
+                yield
         except QueueFull:
             self.books.meter.refused()
             raise
@@ -110,7 +112,7 @@ class Scheduler:
         wanted: Submission = ORDINARY,
         watch: Callable[[Ticket], None] = lambda ticket: None,
     ) -> Ticket:
-        """Queue one image. Whether there is room for it is `check_room`'s to say."""
+        """Queue one image. Whether there is room for it is `reserve`'s to say."""
         future: asyncio.Future[Picture] = asyncio.get_running_loop().create_future()
         entered = self.books.clock.enter(wanted.party)
         ticket = Ticket(entry, request, wanted, next(self._orders), future, watch, self.books.clock, entered)

@@ -1,7 +1,7 @@
 """What can be told of the future: backlog, Retry-After, and when each image will be done."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil
 
 from pipelines.catalog import ModelEntry
@@ -13,14 +13,6 @@ from server.scheduling.queue import QueueFull, Ticket
 
 MAX_RETRY_AFTER = 120
 """Seconds; OpenAI's clients do not heed a longer Retry-After."""
-
-
-@dataclass
-class Reserved:
-    """Room given to requests whose images are not in line yet: how many, and the seconds of the device they need."""
-
-    images: int = 0
-    seconds: float = 0.0
 
 
 class Outlook:
@@ -41,6 +33,8 @@ class Outlook:
         self._absent = absent
         self._queue_limit = queue_limit
         self._queue_seconds = queue_seconds
+        # Of requests that are accepted and whose images are not in line yet.
+        self._reserved_images, self._reserved_seconds = 0, 0.0
 
     def backlog(self, tickets: Sequence[Ticket]) -> float:
         """Seconds that the device needs for all of these, in full batches."""
@@ -54,13 +48,28 @@ class Outlook:
         """Whole seconds until about half of the work is done, 1 to MAX_RETRY_AFTER."""
         return max(1, min(MAX_RETRY_AFTER, ceil(self.backlog(tickets) / 2)))
 
-    def check_room(self, tickets: Sequence[Ticket], images: int, seconds: float, reserved: Reserved) -> None:
-        """Raise QueueFull unless so many more images, of so much work, may be submitted beside the reserved ones."""
-        if not tickets and not reserved.images:
+    @contextmanager
+    def reserve(self, tickets: Sequence[Ticket], images: int, seconds: float) -> Iterator[None]:
+        """Keep room for so many more images, of so much work, until they are in line.
+
+        Raises:
+            QueueFull: there is none. An idle server takes any request.
+        """
+        self._check_room(tickets, images, seconds)
+        self._reserved_images += images
+        self._reserved_seconds += seconds
+        try:
+            yield
+        finally:
+            self._reserved_images -= images
+            self._reserved_seconds -= seconds
+
+    def _check_room(self, tickets: Sequence[Ticket], images: int, seconds: float) -> None:
+        if not tickets and not self._reserved_images:
             return  # or a request that is larger than the bound could never be carried out
-        if len(tickets) + images + reserved.images > self._queue_limit:
+        if len(tickets) + images + self._reserved_images > self._queue_limit:
             raise QueueFull(f"{self._queue_limit} images", self.retry_after(tickets))
-        if self.backlog(tickets) + reserved.seconds + seconds > self._queue_seconds:
+        if self.backlog(tickets) + self._reserved_seconds + seconds > self._queue_seconds:
             raise QueueFull(f"{self._queue_seconds:g} seconds of work", self.retry_after(tickets))
 
     def end_of(self, some: Collection[Ticket], tickets: Sequence[Ticket]) -> float:
