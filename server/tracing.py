@@ -87,10 +87,10 @@ class _Seldom(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: dict[tuple[str, int], float] = {}
+        self._told: dict[tuple[str, str], float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        place, now = (record.pathname, record.lineno), monotonic()
-        if now - self._told.get(place, -inf) >= REPEAT_SECONDS:
-            self._told[place] = now
+        line, now = (record.name, str(record.msg)), monotonic()  # before its figures are filled in
+        if now - self._told.get(line, -inf) >= REPEAT_SECONDS:
+            self._told[line] = now
             log.log(record.levelno, "%s", record.getMessage(), exc_info=record.exc_info)
