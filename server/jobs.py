@@ -203,7 +203,7 @@ class Jobs:
                 self._scheduler.submit(run.order.entry, request, wanted, lambda _: run.begun.set())
                 for request in run.order.requests
             ]
-            run.promised = self._scheduler.outlook.end_of(run.tickets, self._scheduler.line.tickets)
+            run.promised = self._scheduler.outlook.end_of(run.tickets, self._scheduler.line.tickets) + self._keeping
         return job
 
     async def _make(self, run: _Run, job: JobRecord) -> list[Kept | BaseException]:
@@ -256,10 +256,9 @@ class Jobs:
         images = await self.images.of_job(run.order.owner_id, job.id)
         first = kept[0].picture
         seconds = max(one.picture.seconds for one in kept)
-        promised = run.promised + self._keeping
         took = monotonic() - max(one.picture.finished for one in kept)
         self._keeping += KEEPING_WEIGHT * (took - self._keeping)
-        return Result(ended, images, reasons, seconds, promised, first.prompt, first.negative_prompt)
+        return Result(ended, images, reasons, seconds, run.promised, first.prompt, first.negative_prompt)
 
     async def _end(self, job: JobRecord, error: Exception, images: Sequence[NewImage]) -> Exception:
         """End a job without pictures, and return what its waiter hears.
@@ -295,4 +294,7 @@ class Jobs:
             job_id, weights = run.job.id if run.job else None, self._weights.known(run.order.entry)
             job = JobEnd(run.order, job_id, run.began, run.images, kept, weights, error)
             for listener in self._listeners:
-                listener(job)
+                try:
+                    listener(job)
+                except Exception:
+                    log.exception("who is told of each job failed at job %s", job_id)
