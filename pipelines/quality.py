@@ -6,7 +6,7 @@ from math import ceil
 from pipelines.catalog import ModelEntry
 from pipelines.levers import QUALITY_STEPS, Preset
 from pipelines.request import Wishes
-from pipelines.samplers import choose, max_steps
+from pipelines.samplers import choose, method_of
 
 # Every word that is not OpenAI's own for an answer, and the one of those that it stands for.
 _ALIASES = {"auto": "medium", "standard": "medium", "hd": "high", "draft": "low"}
@@ -33,7 +33,7 @@ def with_quality(written: str | None, wishes: Wishes, entry: ModelEntry) -> tupl
             wishes = replace(wishes, **{name: getattr(preset, name)})
     if wishes.steps is None:
         steps = preset.steps or ceil(entry.steps * QUALITY_STEPS[word])
-        most = max_steps(choose(entry.prediction, wishes.sampler or entry.sampler).sampler, entry.prediction)
+        most = method_of(choose(entry.prediction, wishes.sampler or entry.sampler).sampler, entry.prediction).max_steps
         wishes = replace(wishes, steps=max(1, min(most, steps)))
     return word, wishes
 

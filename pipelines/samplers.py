@@ -56,7 +56,8 @@ _OWN = frozenset({AUTOMATIC})
 class Method:
     """One diffusers scheduler class, the options that make it this sampler, and the schedules and steps it supports.
 
-    `sigmas_on_device` marks a class that multiplies latents by sigmas that are not scalars.
+    `sigmas_on_device` marks a class that multiplies latents by sigmas that are not scalars. `order` is how often a step
+    evaluates the network, but for the last one, which ends at a sigma of zero.
     """
 
     class_name: str
@@ -64,6 +65,11 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int = MAX_STEPS
     sigmas_on_device: bool = False
+    order: int = 1
+
+    def evaluations(self, steps: int) -> int:
+        """Of the network, by so many steps; "PNDM" takes one more."""
+        return self.order * (steps - 1) + 1
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,12 @@ SAMPLERS: dict[str, Sampler] = {
         aliases=("euler ancestral",),
     ),
     "Euler stochastic": Sampler(flow=Method("FlowMatchEulerDiscreteScheduler", _SIGMAS, {"stochastic_sampling": True})),
-    "Heun": Sampler(Method("HeunDiscreteScheduler", _ALL), Method("FlowMatchHeunDiscreteScheduler", _OWN)),
+    "Heun": Sampler(
+        Method("HeunDiscreteScheduler", _ALL, order=2), Method("FlowMatchHeunDiscreteScheduler", _OWN, order=2)
+    ),
     "LMS": Sampler(Method("LMSDiscreteScheduler", _ALL)),
-    "DPM2": Sampler(Method("KDPM2DiscreteScheduler", _ALL), aliases=("dpm 2",)),
-    "DPM2 a": Sampler(Method("KDPM2AncestralDiscreteScheduler", _ALL), aliases=("dpm2 ancestral", "dpm 2 a")),
+    "DPM2": Sampler(Method("KDPM2DiscreteScheduler", _ALL, order=2), aliases=("dpm 2",)),
+    "DPM2 a": Sampler(Method("KDPM2AncestralDiscreteScheduler", _ALL, order=2), aliases=("dpm2 ancestral", "dpm 2 a")),
     "DPM++ 2M": _multistep(2, "dpmsolver++"),
     "DPM++ 3M": _multistep(3, "dpmsolver++"),
     "DPM++ 2M SDE": _multistep(2, "sde-dpmsolver++"),
@@ -111,7 +119,7 @@ SAMPLERS: dict[str, Sampler] = {
         Method("DPMSolverSinglestepScheduler", _SIGMAS, {"solver_order": 2, "lower_order_final": True}),
         Method("DPMSolverSinglestepScheduler", _OWN, {"solver_order": 2, "lower_order_final": True} | _FLOW),
     ),
-    "DPM++ SDE": Sampler(Method("DPMSolverSDEScheduler", _ALL)),
+    "DPM++ SDE": Sampler(Method("DPMSolverSDEScheduler", _ALL, order=2)),
     "DEIS": Sampler(Method("DEISMultistepScheduler", _ALL), Method("DEISMultistepScheduler", _OWN, _FLOW)),
     "UniPC": Sampler(Method("UniPCMultistepScheduler", _ALL), Method("UniPCMultistepScheduler", _OWN, _FLOW)),
     "SA-Solver": Sampler(
@@ -120,7 +128,10 @@ SAMPLERS: dict[str, Sampler] = {
     # These two clip to -1..1 unless told otherwise, which is right for pixels and ruins latents.
     "DDIM": Sampler(Method("DDIMScheduler", _SPACED, {"clip_sample": False})),
     "DDPM": Sampler(Method("DDPMScheduler", _SPACED, {"clip_sample": False})),
-    "PNDM": Sampler(Method("PNDMScheduler", _SPACED, {"skip_prk_steps": True}), aliases=("plms",)),
+    "PNDM": Sampler(
+        Method("PNDMScheduler", _SPACED, {"skip_prk_steps": True}),
+        aliases=("plms",),
+    ),
     "LCM": Sampler(
         Method("LCMScheduler", _OWN, _DISTILLED, _DISTILLED_STEPS), Method("FlowMatchLCMScheduler", _SIGMAS)
     ),
@@ -177,8 +188,7 @@ def build(choice: SamplerChoice, prediction: Prediction, checkpoint_config: Mapp
     """
     import diffusers
 
-    method = SAMPLERS[choice.sampler].method(prediction)
-    assert method is not None, "choose() lets no such pair through"
+    method = method_of(choice.sampler, prediction)
     scheduler_class = getattr(diffusers, method.class_name)
     options = dict(method.options) | SCHEDULES[choice.schedule]
     accepted = inspect.signature(scheduler_class.__init__).parameters
@@ -208,11 +218,11 @@ def set_timesteps(
         sampler.sigmas = sampler.sigmas.to(device)
 
 
-def max_steps(sampler: str, prediction: Prediction) -> int:
-    """The most steps a sampler of the table takes with models of this kind."""
+def method_of(sampler: str, prediction: Prediction) -> Method:
+    """How a sampler that `choose` let through is done for models of this kind."""
     method = SAMPLERS[sampler].method(prediction)
     assert method is not None, "choose() lets no such pair through"
-    return method.max_steps
+    return method
 
 
 def check_steps(choice: SamplerChoice, prediction: Prediction, steps: int) -> None:
@@ -221,7 +231,7 @@ def check_steps(choice: SamplerChoice, prediction: Prediction, steps: int) -> No
     Raises:
         InvalidRequest: naming the bound.
     """
-    most = max_steps(choice.sampler, prediction)
+    most = method_of(choice.sampler, prediction).max_steps
     if not 1 <= steps <= most:
         shown = steps if abs(steps) < 1e18 else "that"  # Python refuses to write out thousands of digits
         raise InvalidRequest(

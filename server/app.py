@@ -176,11 +176,11 @@ def _stopped(task: "asyncio.Task[None]", services: Services) -> None:
         log.critical("%s What is under way is left to the next start.", error)
         services.readiness.missing["engine"] = str(error)
         services.jobs.stop(error)
-        services.readiness.lost.set()
     else:
         log.critical("the scheduler stopped", exc_info=error)
-        services.readiness.missing["scheduler"] = "it stopped unexpectedly; restart the server"
+        services.readiness.missing["scheduler"] = "it stopped unexpectedly; the process ends, to be started anew"
         services.jobs.stop()
+    services.readiness.lost.set()
 
 
 def _told(task: "asyncio.Task[None]") -> None:

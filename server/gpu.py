@@ -37,7 +37,7 @@ class WorkerThread:
         self._waiting = set[asyncio.Future[Any]]()
         self._given_up: Exception | None = None
 
-    def get_on(self) -> None:
+    def heartbeat(self) -> None:
         """For the work that runs now, on this thread itself: it gets on, so its patience begins anew."""
         if self.present is not None:
             self.present = Work(monotonic(), self.present.patience)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
@@ -49,7 +50,7 @@ def _spans() -> "Spans | None":
         return None
     try:
         from server.spans import Spans
-    except ImportError as error:
+    except Exception as error:  # protobuf's versions that do not fit each other are no ImportError
         remedy = "install them with pip install 'darkroom[otel]', or unset it"
         log.warning("nothing is traced: %s is set, but what sends traces is not here (%s); %s", variable, error, remedy)
         return None
@@ -87,10 +88,10 @@ class _Seldom(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: dict[tuple[str, int], float] = {}
+        self._told: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        place, now = (record.pathname, record.lineno), monotonic()
-        if now - self._told.get(place, -inf) >= REPEAT_SECONDS:
-            self._told[place] = now
+        line, now = re.sub(r"\d+", "0", record.getMessage()), monotonic()
+        if now - self._told.get(line, -inf) >= REPEAT_SECONDS:
+            self._told[line] = now
             log.log(record.levelno, "%s", record.getMessage(), exc_info=record.exc_info)

@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.profile import Profile, curve_of, fit_flops, read_curve
 from pipelines.request import BatchKey
-from server.scheduling.cost import CostModel
+from server.scheduling.cost import LEAST_FIRST_SECONDS, CostModel
 
 SMALL, LARGE, OTHER = BatchKey("m", 64, 64), BatchKey("m", 128, 128), BatchKey("other", 64, 64)
 
@@ -60,11 +60,40 @@ def test_real_steps_correct_their_rows_their_shape_and_their_model() -> None:
     assert cost.step_seconds(SMALL, 2) == pytest.approx(0.020)
     assert cost.step_seconds(SMALL, 4) == pytest.approx(0.020), "the nearest rows that were seen"
     assert cost.step_seconds(LARGE, 1) == pytest.approx(0.020), "the model as a whole"
-    cost.observe_step(LARGE, 1, 0.010)
+    for _ in range(2):
+        cost.observe_step(LARGE, 1, 0.010)
     assert cost.step_seconds(LARGE, 1) == pytest.approx(0.010), "its own shape counts more"
     for _ in range(200):
         cost.observe_step(SMALL, 2, 0.005)
     assert cost.step_seconds(SMALL, 2) == pytest.approx(0.005, rel=0.01), "it follows the device"
+
+
+def test_the_first_step_of_its_kind_teaches_nothing_and_is_given_time() -> None:
+    cost = model()
+    assert cost.expected_step(SMALL, 2) == LEAST_FIRST_SECONDS
+    cost.observe_step(SMALL, 2, 30.0)
+    assert cost.step_seconds(SMALL, 2) == cost.expected_step(SMALL, 2) == pytest.approx(0.010)
+
+
+def test_one_step_that_took_very_long_is_soon_forgotten_and_hardly_touches_other_shapes() -> None:
+    cost = model()
+    for _ in range(100):
+        cost.observe_step(SMALL, 2, 0.010)
+        cost.observe_step(LARGE, 2, 0.020)
+    cost.observe_step(SMALL, 2, 30.0)
+    assert cost.step_seconds(SMALL, 2) < 0.012
+    assert cost.step_seconds(LARGE, 2) < 0.022
+
+
+def test_a_machine_that_grows_slower_makes_every_shape_dearer() -> None:
+    cost = model()
+    for _ in range(50):
+        cost.observe_step(SMALL, 2, 0.010)
+        cost.observe_step(LARGE, 2, 0.020)
+    for _ in range(100):
+        cost.observe_step(SMALL, 2, 0.020)
+    assert cost.step_seconds(SMALL, 2) == pytest.approx(0.020, rel=0.05)
+    assert cost.step_seconds(LARGE, 2) > 0.025
 
 
 def test_encoding_and_decoding_are_corrected_too() -> None:
@@ -94,7 +123,8 @@ def test_a_model_nobody_measured_has_an_estimate_that_its_first_step_replaces() 
 
 def test_a_new_profile_replaces_what_was_seen_before() -> None:
     cost = model()
-    cost.observe_step(SMALL, 2, 0.5)
+    for _ in range(2):
+        cost.observe_step(SMALL, 2, 0.5)
     cost.adopt("m", PROFILE)
     assert cost.step_seconds(SMALL, 2) == pytest.approx(0.5), "the same one again, as when a model comes back"
     slower = Profile(PROFILE.flops, ((4096.0, 0.030),), 0.002, 1e-6)

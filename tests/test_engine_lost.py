@@ -133,8 +133,8 @@ async def test_a_lost_device_ends_the_scheduler_and_every_image_with_it() -> Non
 @pytest.mark.anyio
 @pytest.mark.parametrize("verb", ["make_room", "place", "measure", "encode", "step"])
 async def test_whatever_hangs_on_the_device_ends_the_scheduler(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    patience = "UNKNOWN_PATIENCE" if verb == "step" else "LEAST_PATIENCE"  # of a first step nobody knows what it takes
-    monkeypatch.setattr(server.scheduling.verbs, patience, 0.05)
+    monkeypatch.setattr(server.scheduling.verbs, "LEAST_PATIENCE", 0.05)
+    monkeypatch.setattr(server.scheduling.cost, "LEAST_FIRST_SECONDS", 0.001)
     monkeypatch.setattr(server.scheduling.models, "LOAD_SECONDS", 0.001)
     monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.01)
     engine, gate = FakeEngine(), Gate()
@@ -189,7 +189,7 @@ async def test_each_sign_that_work_gets_on_begins_its_patience_anew(monkeypatch:
 
     def work() -> None:
         while signs.get(timeout=PATIENCE):
-            gpu.get_on()
+            gpu.heartbeat()
             noted.put(None)
 
     working = asyncio.create_task(gpu.within(0.005, work))

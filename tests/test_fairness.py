@@ -19,11 +19,11 @@ def test_owners_share_the_device_and_each_owners_images_its_part() -> None:
 def test_the_users_of_an_owner_share_its_part_and_take_nothing_from_others() -> None:
     clock = FairClock()
     greedy, modest = ("shop", "greedy"), ("shop", "modest")
-    since = {party: clock.enter(party) for party in (ONE, greedy, modest)}
+    since = {tenant: clock.enter(tenant) for tenant in (ONE, greedy, modest)}
     for _ in range(2):
         clock.enter(greedy)
     clock.advance(12.0)
-    had = {party: clock.received(party, start) for party, start in since.items()}
+    had = {tenant: clock.received(tenant, start) for tenant, start in since.items()}
     assert had == pytest.approx({ONE: 6.0, greedy: 1.0, modest: 3.0})
 
 

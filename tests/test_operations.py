@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.fitting import CAP_SECONDS
+from server.scheduling.cost import FIRST_TIMES, LEAST_FIRST_SECONDS
 from server.scheduling.models import LOAD_SECONDS
 from server.scheduling.verbs import LEAST_PATIENCE, PATIENCE_FACTOR, UNKNOWN_PATIENCE
 from server.serving import EXIT_ENGINE_LOST, LAST_RESORT_SECONDS
@@ -26,7 +27,9 @@ def test_the_numbers_are_those_of_the_code() -> None:
     words = " ".join(TEXT.split())
     assert f"gives each {LEAST_PATIENCE:.0f} seconds, or {PATIENCE_FACTOR} times" in words
     assert f"It gives {PATIENCE_FACTOR * LOAD_SECONDS / 60:.0f} minutes to each part of a load" in words
-    assert f"{UNKNOWN_PATIENCE / 60:.0f} minutes to the first step or decode" in words
+    first = PATIENCE_FACTOR * LEAST_FIRST_SECONDS / 60, PATIENCE_FACTOR * FIRST_TIMES
+    assert "{:.0f} minutes or {:.0f} times the expected time to the first step or decode".format(*first) in words
+    assert f"{UNKNOWN_PATIENCE / 60:.0f} minutes where the model could not be measured" in words
     assert f"After {LAST_RESORT_SECONDS} seconds it exits" in words
     assert (MAXIMUM_ATTEMPTS, CAP_SECONDS) == (3, 300), "it says three times, and five minutes"
 

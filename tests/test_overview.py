@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.catalog import Catalog
 from pipelines.errors import CheckpointError
-from pipelines.samplers import choose, max_steps
+from pipelines.samplers import choose, method_of
 from server import overview
 from server.gpu import WorkerThread
 from server.metrics import Metrics
@@ -147,7 +147,7 @@ def test_capabilities_are_those_of_the_catalogue(server: Server, catalog: Catalo
         assert model["sizes"]["maxPixels"] == known.max_pixels
         assert model["qualities"]["medium"] == known.steps
         for sampler in model["samplers"]:
-            assert sampler["maxSteps"] == max_steps(sampler["name"], known.prediction)
+            assert sampler["maxSteps"] == method_of(sampler["name"], known.prediction).max_steps
             for schedule in sampler["schedules"]:
                 choose(known.prediction, sampler["name"], schedule)  # raises what it does not know
     (tiny,) = [model for model in found["models"] if model["name"] == "tiny-sdxl"]

@@ -105,8 +105,14 @@ def test_a_backlog_makes_full_batches_worth_more() -> None:
 
 
 def test_a_deadline_presses_when_only_going_on_now_keeps_it() -> None:
-    pressing = [presses(seconds, solo=4.0, share=0.5) for seconds in (0.5, 1.5, 3, 4, 5)]
-    assert pressing == [False, True, True, True, False]
+    assert [presses(slack, solo=4.0) for slack in (-1.5, -0.5, 1, 2, 3)] == [False, True, True, True, False]
+    assert presses(0.2, solo=0.1), "or it might be over before anybody looks"
+
+
+def test_of_the_starved_whoever_waited_longest_goes_first_whatever_its_class() -> None:
+    patient = Picture(0, LARGE, priority=-5, evaluations_left=100, shares=50 * STARVED)
+    urgent = [Picture(order, evaluations_left=1, shares=STARVED + 0.1) for order in (1, 2)]
+    assert riding(patient, *urgent) == [0]
 
 
 def test_age_counts_and_past_its_bound_goes_before_everything_of_its_class() -> None:

@@ -20,7 +20,7 @@ from pipelines.samplers import (
     build,
     check_steps,
     choose,
-    max_steps,
+    method_of,
     samplers_for,
     scheduler_classes,
 )
@@ -94,6 +94,16 @@ def test_the_most_steps_work(kind: Prediction, name: str, method: Method) -> Non
     sampler = build(SamplerChoice(name, AUTOMATIC), kind, CONFIGS[kind], seed=0)
     sampler.set_timesteps(method.max_steps)
     assert len(sampler.timesteps) >= method.max_steps
+
+
+@every_method
+@pytest.mark.parametrize("steps", [4, 20])
+def test_the_evaluations_of_so_many_steps_are_known_beforehand(
+    kind: Prediction, name: str, method: Method, steps: int
+) -> None:
+    sampler = build(SamplerChoice(name, AUTOMATIC), kind, CONFIGS[kind], seed=0)
+    sampler.set_timesteps(steps)
+    assert len(sampler.timesteps) == method.evaluations(steps) + (name == "PNDM")
 
 
 @every_method
@@ -237,7 +247,8 @@ def test_a_pair_that_is_not_supported_says_what_is(kind: Prediction) -> None:
 
 
 def test_steps_beyond_a_samplers_own_bound_are_refused() -> None:
-    assert (max_steps("LCM", DIFFUSION), max_steps("LCM", FLOW), max_steps("Euler", FLOW)) == (50, MAX_STEPS, MAX_STEPS)
+    pairs = (("LCM", DIFFUSION), ("LCM", FLOW), ("Euler", FLOW))
+    assert [method_of(*pair).max_steps for pair in pairs] == [50, MAX_STEPS, MAX_STEPS]
     check_steps(SamplerChoice("TCD", AUTOMATIC), DIFFUSION, 50)
     for steps in (0, -1, 51, 10**5000):
         with pytest.raises(InvalidRequest, match="steps must be between 1 and 50 for sampler 'TCD'") as caught:

@@ -1,4 +1,8 @@
-"""The simulated servers: the real policy over the real cost model, and what it is held against."""
+"""The simulated servers: the real choice of each step over the real cost model, and what it is held against.
+
+Every image counts as begun, all are of one model that is there, and steps take exactly what the cost model says: what
+`policy.admit`, swaps of models and the learning of costs do is not simulated.
+"""
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -112,7 +116,7 @@ class Server:
             priority=wish.priority,
             order=order,
             evaluations_left=wish.steps,
-            party=(wish.owner, ""),
+            tenant=(wish.owner, ""),
             entered=0.0,
             solo=solo,
             clock=self.clock,
@@ -143,7 +147,7 @@ class Server:
                 image.at = self._now + max(1.0, min(120.0, backlog / 2))
                 heappush(coming, (image.at, image.order, image))
             return
-        image.entered = self.clock.enter(image.party)
+        image.entered = self.clock.enter(image.tenant)
         self._images.append(image)
         if self._forecasts:
             forecast(self._images, self.clock, self.cost, lambda key: self._most, until={image.order})
@@ -165,7 +169,7 @@ class Server:
         for image in finished:
             image.done, image.had = self._now, image.shares
             self._images.remove(image)
-            self.clock.leave(image.party)
+            self.clock.leave(image.tenant)
 
     def lock(self, trace: Sequence[Request]) -> list[Image]:
         """One pipeline behind a lock, first come first served: what people write today."""

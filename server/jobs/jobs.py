@@ -232,11 +232,10 @@ class Jobs:
             job = await self.store.insert(to_job(order), key)
         # Nothing is awaited from here to the line, so the room is still there.
         if job.status is JobStatus.PENDING and job.id not in self._runs:
-            run = Run(order, job)
-            if self._closed is None:
+            self._begin(run := Run(order, job))
+            if run.stopped is None:
                 self._runner.line_up(run)
-                run.promised = self._scheduler.outlook.end_of(run.tickets, self._scheduler.line.tickets)
-            self._begin(run)
+                self._runner.promise(run)
         return job
 
     def _begin(self, run: Run) -> asyncio.Task[JobRecord]:
@@ -285,7 +284,10 @@ class Jobs:
         weights = self._weights.known(run.order.entry)
         job = JobEnd(run.order, run.job.id, run.began, run.images, kept, weights, error)
         for listener in self._listeners:
-            listener(job)
+            try:
+                listener(job)
+            except Exception:
+                log.exception("who is told of each job failed at job %s", run.job.id)
 
 
 def _suspect(job: JobRecord) -> bool:

@@ -115,6 +115,11 @@ class Runner:
             for request in run.order.requests
         ]
 
+    def promise(self, run: Run) -> None:
+        """Take down how long its pictures may be expected to take, as things stand."""
+        line = self._scheduler.line.tickets
+        run.promised = self._scheduler.outlook.end_of(run.tickets, line) + self._keeping
+
     async def carry_out(self, run: Run) -> JobRecord:
         """Bring a job to its end, whatever it takes; its row as it is then.
 
@@ -216,7 +221,7 @@ class Runner:
         first = kept[0].picture
         return {
             "seconds": max(one.picture.seconds for one in kept),
-            "promised": run.promised + self._keeping,
+            "promised": run.promised,
             "prompt": asdict(first.prompt),
             "negative_prompt": asdict(first.negative_prompt),
         }

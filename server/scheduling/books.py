@@ -42,9 +42,10 @@ class Books:
         self.clock.advance(seconds)
         self.meter.encoded(key, images, seconds)
 
-    def stepped(self, key: BatchKey, images: int, rows: int, seconds: float) -> None:
-        """A forward pass and the samplers' steps after it."""
-        self.cost.observe_step(key, rows, seconds)
+    def stepped(self, key: BatchKey, images: int, rows: int, seconds: float, *, usual: bool = True) -> None:
+        """A forward pass and the samplers' steps after it. One that went another way than usual teaches no cost."""
+        if usual and key.lone is None:
+            self.cost.observe_step(key, rows, seconds)
         self.clock.advance(seconds)
         self.meter.stepped(key, images, rows, seconds, self.cost.flops(key, rows))
 

@@ -20,6 +20,16 @@ UNMEASURED = Profile(
 """Before anything was measured, half a second a megapixel: some estimate must be given, and the first steps mend it."""
 
 
+MOST_SURPRISE, MOST_FIRST_SURPRISE = 4.0, 1e4
+"""What one observation may teach at most, either way: the machine may have been busy elsewhere just then. Before the
+first, nothing is known of how far off the profile is."""
+
+FIRST_TIMES = 50.0
+"""How many times longer the first step or decode of its kind may take: kernels are chosen, compiled and captured."""
+
+LEAST_FIRST_SECONDS = 30.0
+
+
 @dataclass
 class _Factor:
     """How much longer something takes than is otherwise known of it."""
@@ -32,6 +42,8 @@ class _Factor:
 
         The first one is taken on whole, and the first ones count alike.
         """
+        most = MOST_SURPRISE if self.seen else MOST_FIRST_SURPRISE
+        surprise = min(most, max(1 / most, surprise))
         self.seen += 1
         share = max(SMOOTHING, 1 / self.seen)
         taken = 1 + share * (surprise - 1)
@@ -93,11 +105,18 @@ class CostModel:
         return {size: shape.rows.keys() for size, shape in self._model(model).shapes.items()}
 
     def observe_step(self, key: BatchKey, rows: int, seconds: float) -> None:
-        """Learn from one real step."""
+        """Learn from one real step; of a measured model, from the second of its kind on.
+
+        The first one chooses, compiles and captures kernels.
+        """
         model = self._model(key.model)
         shape = model.shapes.setdefault((key.width, key.height), _Shape())
+        first = rows not in shape.rows
+        peculiar = shape.rows.setdefault(rows, _Factor(_nearest(shape, rows)))
+        if first and model.profile is not UNMEASURED:
+            return
         surprise = seconds / self.step_seconds(key, rows)
-        for factor in (model.steps, shape.factor, shape.rows.setdefault(rows, _Factor(_nearest(shape, rows)))):
+        for factor in (model.steps, shape.factor, peculiar):
             surprise = factor.absorb(surprise)
         self._forget(key.model)
 
@@ -119,10 +138,13 @@ class CostModel:
         return self._known[key, rows]
 
     def expected_step(self, key: BatchKey, rows: int) -> float | None:
-        """The same once such a step ran; the first of its kind may have kernels to compile."""
-        shape = self._model(key.model).shapes.get((key.width, key.height))
-        ran = shape is not None and rows in shape.rows
-        return self.step_seconds(key, rows) if ran else None
+        """How long such a step may be expected to take, the first of its kind too; None where nobody can know."""
+        model = self._model(key.model)
+        shape = model.shapes.get((key.width, key.height))
+        if shape is not None and rows in shape.rows:
+            return self.step_seconds(key, rows)
+        measured = model.profile is not UNMEASURED
+        return max(LEAST_FIRST_SECONDS, FIRST_TIMES * self.step_seconds(key, rows)) if measured else None
 
     def knows(self, model: str) -> bool:
         """Whether anything of a model was measured, or seen."""
@@ -130,8 +152,11 @@ class CostModel:
         return known.profile is not UNMEASURED or known.steps.seen > 0
 
     def expected_decode(self, key: BatchKey, images: int) -> float | None:
-        """Seconds of decoding so many images, once this model decoded any."""
-        return images * self.decode_seconds(key) if self._model(key.model).decode.seen else None
+        """The same of decoding so many images."""
+        model, seconds = self._model(key.model), images * self.decode_seconds(key)
+        if model.decode.seen:
+            return seconds
+        return max(LEAST_FIRST_SECONDS, FIRST_TIMES * seconds) if model.profile is not UNMEASURED else None
 
     def expected_encode(self, model: str, images: int) -> float | None:
         """Seconds of beginning so many images, once this model was measured or began any; as if no prompt were kept."""

@@ -6,7 +6,7 @@ MOST_SHARES = 3.0
 """An image that equal sharing would have finished this many times over goes before all others of its class."""
 
 
-Party = tuple[str, str]
+Tenant = tuple[str, str]
 """An owner, and whom of its users it asks for; the latter may be nobody."""
 
 
@@ -20,30 +20,30 @@ class FairClock:
     """
 
     def __init__(self) -> None:
-        self._images = Counter[Party]()
-        self._each: dict[Party, float] = {}
+        self._images = Counter[Tenant]()
+        self._each: dict[Tenant, float] = {}
 
-    def enter(self, party: Party) -> float:
-        """An image of this party is there from now on; returns where its party's clock stands."""
-        self._images[party] += 1
-        return self._each.setdefault(party, 0.0)
+    def enter(self, tenant: Tenant) -> float:
+        """An image of this tenant is there from now on; returns where its tenant's clock stands."""
+        self._images[tenant] += 1
+        return self._each.setdefault(tenant, 0.0)
 
-    def leave(self, party: Party) -> None:
-        """An image of this party is gone."""
-        self._images[party] -= 1
-        if not self._images[party]:
-            del self._images[party]
-            del self._each[party]
+    def leave(self, tenant: Tenant) -> None:
+        """An image of this tenant is gone."""
+        self._images[tenant] -= 1
+        if not self._images[tenant]:
+            del self._images[tenant]
+            del self._each[tenant]
 
     def advance(self, seconds: float) -> None:
         """So much of the device's time went by, whoever used it."""
         users = Counter(owner for owner, _ in self._images)
-        for party, images in self._images.items():
-            self._each[party] += seconds / len(users) / users[party[0]] / images
+        for tenant, images in self._images.items():
+            self._each[tenant] += seconds / len(users) / users[tenant[0]] / images
 
-    def received(self, party: Party, since: float) -> float:
-        """Seconds an image would have had of the device since its party's clock stood there."""
-        return self._each.get(party, since) - since
+    def received(self, tenant: Tenant, since: float) -> float:
+        """Seconds an image would have had of the device since its tenant's clock stood there."""
+        return self._each.get(tenant, since) - since
 
     def copy(self) -> "FairClock":
         """Another clock that stands where this one does."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.request import BatchKey
 from server.scheduling.cost import CostModel
-from server.scheduling.fairness import FairClock, Party
+from server.scheduling.fairness import FairClock, Tenant
 from server.scheduling.policy import Caps, presses, ride
 
 STRIDE = 8
@@ -19,8 +19,8 @@ MOST_LOOKS = 3_000
 class Plan:
     """An image as the forecast moves it along; a `Candidate` of the policy.
 
-    `entered` is where its party's fair clock stood when it came, `solo` its seconds alone on the device, and `due` the
-    seconds from the forecast's beginning until its deadline.
+    `entered` is where its tenant's fair clock stood when it came, `solo` its seconds alone on the device, and
+    `slack` the seconds it can afford to wait, where it has a deadline.
     """
 
     key: BatchKey
@@ -28,19 +28,22 @@ class Plan:
     priority: int
     order: int
     evaluations_left: int
-    party: Party
+    tenant: Tenant
     entered: float
     solo: float
     clock: FairClock
     begun: bool = False
-    due: float | None = None
-    steps: int = 1
-    pressing: bool = False
+    slack: float | None = None
+    ahead: bool = False
     done: float | None = None
 
     @property
+    def pressing(self) -> bool:
+        return self.ahead or (self.slack is not None and presses(self.slack, self.solo))
+
+    @property
     def shares(self) -> float:
-        return self.clock.received(self.party, self.entered) / self.solo
+        return self.clock.received(self.tenant, self.entered) / self.solo
 
 
 def forecast(
@@ -66,9 +69,6 @@ def forecast(
     now, looks = 0.0, 0
     while left and looks < most_looks and not asked <= ends.keys():
         looks += len(left)
-        for plan in left:
-            if plan.due is not None and not plan.pressing:
-                plan.pressing = presses(plan.due - now, plan.solo, plan.evaluations_left / plan.steps)
         batch = ride([plan for plan in left if plan.evaluations_left], cost, caps, len(left))
         began = now
         now += _advance(batch, left, cost)
@@ -76,7 +76,10 @@ def forecast(
             now += cost.decode_seconds(plan.key)
             ends[plan.order] = now
             left.remove(plan)
-            ahead.leave(plan.party)
+            ahead.leave(plan.tenant)
+        for plan in left:
+            if plan.slack is not None and plan not in batch:
+                plan.slack -= now - began
         ahead.advance(now - began)
     _in_bulk(left, now, cost, caps, ends)
     for plan in plans:

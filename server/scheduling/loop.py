@@ -36,9 +36,6 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_SECONDS = 5.0
 """How often the scheduler looks for models to unload that nobody's coming or going brings to its mind."""
 
-LOOK_SECONDS = 0.25
-"""How often it looks for images to begin that only time brings to the front, as a deadline or somebody's share does."""
-
 
 class Scheduler:
     """Owns every decision about which image computes when. Call it from the event loop only.
@@ -76,7 +73,7 @@ class Scheduler:
         self._orders = count()
         self.paused = False
         self._loads = Worker(self._load_some, every=HOUSEKEEPING_SECONDS)
-        self._begins = Worker(self._begin_some, every=LOOK_SECONDS)
+        self._begins = Worker(self._begin_some, every=policy.LOOK_SECONDS)
         self._steps = Worker(self._step_some)
         self._decodes = Worker(self._decode_some)
 
@@ -114,7 +111,7 @@ class Scheduler:
     ) -> Ticket:
         """Queue one image. Whether there is room for it is `reserve`'s to say."""
         future: asyncio.Future[Picture] = asyncio.get_running_loop().create_future()
-        entered = self.books.clock.enter(wanted.party)
+        entered = self.books.clock.enter(wanted.tenant)
         ticket = Ticket(entry, request, wanted, next(self._orders), future, watch, self.books.clock, entered)
         ticket.solo = self.books.solo_seconds(ticket)
         self.line.add(ticket)
@@ -233,8 +230,10 @@ class Scheduler:
         key, rows = batch[0].key, sum(ticket.rows for ticket in batch)
         work = partial(self._engine.step, batch[0].entry, [ticket.denoising for ticket in batch])
         with self._failing(batch):
+            splits = self.visits.state.counts.splits
             outcomes, seconds = await self.visits(work, self.books.cost.expected_step(key, rows))
-            self.books.stepped(key, len(batch), rows, seconds)
+            usual = not any(outcomes) and self.visits.state.counts.splits == splits
+            self.books.stepped(key, len(batch), rows, seconds, usual=usual)
             for ticket, failure in zip(batch, outcomes, strict=True):
                 self._stepped(ticket, failure)
         return True
@@ -271,7 +270,8 @@ class Scheduler:
     def _ended(self, ticket: Ticket) -> None:
         """A ticket's future is done, by whichever way: the next in line may have its rows."""
         self.line.remove(ticket)
-        self.books.clock.leave(ticket.party)
+        self.models.used(ticket.key.model)
+        self.books.clock.leave(ticket.tenant)
         ticket.denoising = None
         self._wake_all()
         ticket.watch(ticket)

@@ -14,7 +14,7 @@ from server.gpu import WorkerThread
 from server.scheduling import policy
 from server.scheduling.books import Books
 from server.scheduling.queue import Ticket
-from server.scheduling.verbs import Visits
+from server.scheduling.verbs import ODD_SECONDS, Visits
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,15 @@ most, roughly: the watchdog waits a multiple of this, in which even two CPU core
 class Loading:
     """A model on its way to the device: what is being done, what share of that is done, and since when."""
 
-    model: str
+    identity: str
     stage: LoadStage
     share: float
     since: float
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        return name_of(self.identity)
 
 
 class Models:
@@ -80,10 +85,17 @@ class Models:
         """Until a model is there, by its last load or else the longest of all; 0 for one that is."""
         if identity in self.resident:
             return 0.0
+        present = 0.0  # of the load under way, what is left
+        if self.loading is not None:
+            present = max(0.0, self._expected(self.loading.identity) - (monotonic() - self.loading.since))
+            if self.loading.identity == identity:
+                return present
+        return present + self._expected(identity)
+
+    def _expected(self, identity: str) -> float:
+        """Seconds of a load."""
         known = self._took.get((identity, identity in self._visits.state.parked))
-        took = max(self._took.values(), default=0.0) if known is None else known
-        coming = self.loading is not None and self.loading.model == name_of(identity)
-        return max(0.0, took - (monotonic() - self.loading.since)) if coming and self.loading else took
+        return max(self._took.values(), default=0.0) if known is None else known
 
     def used(self, identity: str) -> None:
         """Somebody's image is made with it."""
@@ -130,7 +142,7 @@ class Models:
         log.info("loading model %s", entry.name)
         began = monotonic()
         engine, progress = self._visits.engine, self._teller(entry)
-        self._note(entry.name, LoadStage.CHECKING, 0.0)
+        self._note(entry.identity, LoadStage.CHECKING, 0.0)
         # Images of the model that came last begin first, which makes it busy: else two models that find no room
         # beside each other would swap without either making a picture.
         await asyncio.sleep(0)
@@ -140,7 +152,7 @@ class Models:
             parked = entry.identity in self._visits.state.parked
             family = None if parked else await self._loader(engine.read, entry, progress)
             beside = frozenset(busy())
-            alive = self._visits.alive(progress)
+            alive = self._visits.with_heartbeat(progress)
             await self._visits(partial(engine.place, entry, family, beside, alive), LOAD_SECONDS)
             del family  # this frame would keep its weights alive
             await self._measure(entry)
@@ -163,7 +175,7 @@ class Models:
 
     async def _measure(self, entry: ModelEntry) -> None:
         """Learn what a model's work costs here; where that fails, its first steps teach it."""
-        self._note(entry.name, LoadStage.MEASURING, 0.0)
+        self._note(entry.identity, LoadStage.MEASURING, 0.0)
         try:
             profile, _ = await self._visits(partial(self._visits.engine.measure, entry), LOAD_SECONDS)
         except (DeviceLost, NotRead):
@@ -183,7 +195,13 @@ class Models:
         stale = self._stale(needed)
         if stale is None:
             return False
-        await self._visits(partial(self._visits.engine.unload, stale))
+        try:
+            await self._visits(partial(self._visits.engine.unload, stale), ODD_SECONDS)
+        except DeviceLost:
+            raise
+        except Exception:
+            log.exception("model %s could not be unloaded; that is tried again", name_of(stale))
+            return False
         log.info("unloaded model %s", name_of(stale))
         return True
 
@@ -211,10 +229,10 @@ class Models:
         loop = asyncio.get_running_loop()
 
         def tell(stage: LoadStage, share: float) -> None:
-            loop.call_soon_threadsafe(self._note, entry.name, stage, share)
+            loop.call_soon_threadsafe(self._note, entry.identity, stage, share)
 
         return tell
 
-    def _note(self, model: str, stage: LoadStage, share: float) -> None:
+    def _note(self, identity: str, stage: LoadStage, share: float) -> None:
         since = self.loading.since if self.loading is not None else monotonic()
-        self.loading = Loading(model, stage, share, since)
+        self.loading = Loading(identity, stage, share, since)

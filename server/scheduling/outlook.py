@@ -9,7 +9,7 @@ from pipelines.request import BatchKey, ImageRequest
 from server.scheduling.books import Books
 from server.scheduling.forecast import MOST_LOOKS, Plan, forecast
 from server.scheduling.policy import Caps
-from server.scheduling.queue import QueueFull, Ticket
+from server.scheduling.queue import QueueFull, Ticket, evaluations_of
 
 MAX_RETRY_AFTER = 120
 """Seconds; OpenAI's clients do not heed a longer Retry-After."""
@@ -42,7 +42,10 @@ class Outlook:
 
     def work(self, entry: ModelEntry, requests: Sequence[ImageRequest]) -> float:
         """The same for images that are asked for."""
-        return sum(self._seconds(BatchKey.of(entry, request), request.rows, request.steps) for request in requests)
+        return sum(
+            self._seconds(BatchKey.of(entry, request), request.rows, evaluations_of(entry, request))
+            for request in requests
+        )
 
     def retry_after(self, tickets: Sequence[Ticket]) -> int:
         """Whole seconds until about half of the work is done, 1 to MAX_RETRY_AFTER."""
@@ -86,7 +89,9 @@ class Outlook:
         return [self._end(plan) for plan in plans]
 
     def _end(self, plan: Plan) -> float:
-        return self._absent(plan.key.model) + (plan.done or 0.0)
+        """Others go on while a model comes, so its images lose only what they would have been begun earlier."""
+        absent = self._absent(plan.key.model)
+        return max(plan.done or 0.0, absent + plan.solo if absent else 0.0)
 
     def _seconds(self, key: BatchKey, rows: int, evaluations: int) -> float:
         """Nothing of a model that was never measured: nobody is turned away on a guess, while the first one loads."""

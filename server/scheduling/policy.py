@@ -52,6 +52,14 @@ SWAP_SHARES = 1.0
 """How many shares of waiting make a model's turn come that has no room beside the busy ones."""
 
 
+LEAST_SLACK, MOST_LATE = 0.5, 0.25
+"""An image with a deadline goes before its class from when it can afford to wait for no more than this many times its
+solo time, until it would be late by more than this many times that."""
+
+LOOK_SECONDS = 0.25
+"""How often the line is looked at for images that only time brings to the front, as a deadline or somebody's share."""
+
+
 class Candidate(Protocol):
     """An image as the policy sees it.
 
@@ -101,15 +109,16 @@ def ride(images: Sequence[C], costs: Costs, caps: Caps, crowd: int) -> list[C]:
     """
     if not images:
         return []
-    ranked = [(_rank(image), image) for image in images]
-    foremost = max(rank for rank, _ in ranked)
-    top = max(image.priority for image in images)
+    alike: dict[BatchKey, list[tuple[tuple[int, int], C]]] = {}
+    for image in images:
+        alike.setdefault(image.key, []).append((_rank(image), image))
+    ranks = {key: max(rank for rank, _ in ranked) for key, ranked in alike.items()}
+    foremost, top = max(ranks.values()), max(image.priority for image in images)
     powers = min(MOST_EFFICIENCY, crowd / CROWD), min(MOST_EFFICIENCY, crowd / MULTITUDE)
     best: list[C] = []
     highest = -1.0
-    for key in dict.fromkeys(image.key for rank, image in ranked if rank == foremost):
-        alike = [(rank, image) for rank, image in ranked if image.key == key]
-        batch, value = _best_of(alike, top, powers, costs, caps(key))
+    for key in (key for key, rank in ranks.items() if rank == foremost):
+        batch, value = _best_of(alike[key], top, powers, costs, caps(key))
         if value > highest:
             best, highest = batch, value
     return best
@@ -165,36 +174,40 @@ def not_held(ready: Sequence[C], waiting: Sequence[C], crowding: Callable[[str],
     Args:
         crowding: the models that find no room while a given one has images in flight.
     """
-    due = [image for image in waiting if image.shares >= SWAP_SHARES]
-    in_the_way = {model: crowding(model) for model in {image.key.model for image in ready}} if due else {}
+    in_the_way = {model: crowding(model) for model in {image.key.model for image in ready}}
+    lacking = set[str]().union(*in_the_way.values())
+    # Of each model without room, by priority, the shares of the image that waited longest.
+    due: dict[tuple[str, int], float] = {}
+    for image in waiting if lacking else ():
+        if image.key.model in lacking and (shares := image.shares) >= SWAP_SHARES:
+            line = image.key.model, image.priority
+            due[line] = max(shares, due.get(line, 0.0))
 
     def held(image: C) -> bool:
-        return any(
-            other.shares > image.shares
-            and other.priority >= image.priority
-            and other.key.model in in_the_way[image.key.model]
-            for other in due
-        )
+        found = [
+            shares
+            for (model, priority), shares in due.items()
+            if priority >= image.priority and model in in_the_way[image.key.model]
+        ]
+        return bool(found) and max(found) > image.shares
 
-    return [image for image in ready if not due or not held(image)]
+    return [image for image in ready if not held(image)] if due else list(ready)
 
 
-def presses(seconds: float, solo: float, share: float) -> bool:
-    """Whether an image that is wanted in so many seconds is ready by then only if it goes on now.
-
-    One that is past saving presses nobody.
+def presses(slack: float, solo: float) -> bool:
+    """Whether an image is ready by its deadline only if it goes on now. One that is past saving presses nobody.
 
     Args:
+        slack: the seconds it can still afford to wait.
         solo: its seconds with the device to itself.
-        share: what is still to be done of them.
     """
-    return -0.25 * solo <= seconds - share * solo <= 0.5 * solo
+    return -MOST_LATE * solo <= slack <= max(LEAST_SLACK * solo, LOOK_SECONDS)
 
 
 def _rank(image: Candidate) -> tuple[int, int]:
     """What goes before value: the class, and within it who waited too long or has a deadline at stake."""
     if image.shares >= STARVED:
-        return ABOVE_ALL, 2
+        return ABOVE_ALL, int(image.shares)
     return image.priority, 2 if image.shares >= MOST_SHARES else 1 if image.pressing else 0
 
 
@@ -202,8 +215,8 @@ def _best_of(
     ranked: Sequence[tuple[tuple[int, int], C]], top: int, powers: tuple[float, float], costs: Costs, most: int
 ) -> tuple[list[C], float]:
     """Of one key's images, with their ranks, those whose step has the highest value per second, and that value."""
-    here = min(most, sum(image.rows for _, image in ranked))
-    among_these, among_all = powers
+    present = min(most, sum(image.rows for _, image in ranked))
+    of_present, of_potential = powers
     chosen: list[C] = []
     best: tuple[int, float] = (0, -1.0)
     rows, value = 0, 0.0
@@ -214,15 +227,15 @@ def _best_of(
         chosen.append(image)
         rows += image.rows
         value += worth * image.rows
-        full = costs.efficiency(image.key, rows, max(rows, here)) ** among_these
-        full *= costs.efficiency(image.key, rows, most) ** among_all
-        rate = value / costs.step_seconds(image.key, rows) * full
+        efficiency = costs.efficiency(image.key, rows, max(rows, present)) ** of_present
+        efficiency *= costs.efficiency(image.key, rows, most) ** of_potential
+        rate = value / costs.step_seconds(image.key, rows) * efficiency
         if rate > best[1]:
             best = (len(chosen), rate)
     return chosen[: best[0]], best[1]
 
 
 def _worth(image: Candidate, top: int) -> float:
-    """The value that one row of a step of this image has."""
-    lower = CLASS_VALUE ** max(0, top - image.priority)
+    """The value that one row of a step of this image has; who is starved is of no lower class."""
+    lower = 1.0 if image.shares >= STARVED else CLASS_VALUE ** max(0, top - image.priority)
     return (1 + image.shares) * lower / (image.evaluations_left * image.rows)

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from PIL.Image import Image
 
 from server.scheduling.queue import Stage, Ticket
-from server.scheduling.verbs import Visits
+from server.scheduling.verbs import ODD_SECONDS, Visits
 
 MOST_SHARE = 0.03
 """Of the device's time, whoever looks and however often: everybody else's steps pay for it."""
@@ -55,7 +55,7 @@ class Previews:
             if waits or not ticket.live or ticket.stage not in (Stage.DENOISING, Stage.DECODING):
                 return None
             step, work = ticket.step, partial(self._visits.engine.preview, ticket.entry, [ticket.denoising])
-            (outcome,), seconds = await self._visits(work)
+            (outcome,), seconds = await self._visits(work, ODD_SECONDS)
             self._allowed = monotonic() + seconds * (1 / MOST_SHARE - 1)
             if isinstance(outcome, Exception):
                 raise outcome

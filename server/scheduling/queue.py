@@ -12,9 +12,15 @@ from PIL.Image import Image
 
 from pipelines.catalog import ModelEntry
 from pipelines.request import BatchKey, ImageRequest, TokenCount
-from server.scheduling.fairness import FairClock, Party
+from pipelines.samplers import method_of
+from server.scheduling.fairness import FairClock, Tenant
 from server.scheduling.forecast import Plan
 from server.scheduling.policy import presses
+
+
+def evaluations_of(entry: ModelEntry, request: ImageRequest) -> int:
+    """How often an image evaluates the network, before its sampler is there to tell."""
+    return method_of(request.sampler, entry.prediction).evaluations(request.steps)
 
 
 class QueueFull(Exception):
@@ -67,7 +73,7 @@ class Submission:
     ahead: bool = False
 
     @property
-    def party(self) -> Party:
+    def tenant(self) -> Tenant:
         """Who shares."""
         return self.owner, self.user
 
@@ -81,9 +87,9 @@ class Ticket:
     """One image that somebody waits for; a `Candidate` of the policy.
 
     Awaiting `future` gives the picture or raises why there is none; cancelling it frees the image's rows by the
-    next step. `watch` is called on the event loop after each step and at the end. `entered` is where its party's fair
+    next step. `watch` is called on the event loop after each step and at the end. `entered` is where its tenant's fair
     clock stood when it came, and `solo` its seconds with the device to itself. `step` of request.steps are done;
-    `evaluations_left` are the forward passes still to come, before the sampler is built as many as steps. `stages` are
+    `evaluations_left` are the forward passes still to come, of `evaluations` in all. `stages` are
     those it has come through, each with when it began, by the monotonic clock.
     """
 
@@ -101,11 +107,13 @@ class Ticket:
     denoising: Any = None
     stages: list[tuple[Stage, float]] = field(init=False)
     step: int = field(default=0, init=False)
+    evaluations: int = field(init=False)
     evaluations_left: int = field(init=False)
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.evaluations_left, self.rows = self.request.steps, self.request.rows
+        self.evaluations = self.evaluations_left = evaluations_of(self.entry, self.request)
+        self.rows = self.request.rows
         self.stages = [(Stage.WAITING, self.submitted)]
 
     @property
@@ -134,8 +142,8 @@ class Ticket:
         return self.wanted.owner
 
     @property
-    def party(self) -> Party:
-        return self.wanted.party
+    def tenant(self) -> Tenant:
+        return self.wanted.tenant
 
     @property
     def live(self) -> bool:
@@ -145,18 +153,20 @@ class Ticket:
     @property
     def shares(self) -> float:
         """How often equal sharing of the device would have finished it by now."""
-        return self.clock.received(self.party, self.entered) / self.solo
+        return self.clock.received(self.tenant, self.entered) / self.solo
 
     @property
     def pressing(self) -> bool:
         """Whether it is to go before others of its priority: somebody said so, or only so is its deadline kept."""
-        left = self.evaluations_left / self.request.steps
-        return self.wanted.ahead or (self.due is not None and presses(self.due, self.solo, left))
+        return self.wanted.ahead or (self.slack is not None and presses(self.slack, self.solo))
 
     @property
-    def due(self) -> float | None:
-        """Seconds from now until its deadline."""
-        return None if self.wanted.deadline is None else self.submitted + self.wanted.deadline - monotonic()
+    def slack(self) -> float | None:
+        """The seconds it can still afford to wait, where it has a deadline."""
+        if self.wanted.deadline is None:
+            return None
+        left = self.solo * self.evaluations_left / self.evaluations
+        return self.submitted + self.wanted.deadline - monotonic() - left
 
     @property
     def plan(self) -> Plan:
@@ -167,14 +177,13 @@ class Ticket:
             priority=self.priority,
             order=self.order,
             evaluations_left=0 if self.stage is Stage.DECODING else self.evaluations_left,
-            party=self.party,
+            tenant=self.tenant,
             entered=self.entered,
             solo=self.solo,
             clock=self.clock,
             begun=self.stage is not Stage.WAITING,
-            due=self.due,
-            pressing=self.wanted.ahead,
-            steps=self.request.steps,
+            slack=self.slack,
+            ahead=self.wanted.ahead,
         )
 
     def picture(self, image: Image) -> Picture:

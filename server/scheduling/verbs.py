@@ -22,8 +22,11 @@ PATIENCE_FACTOR = 20
 """How many times its expected time it is given."""
 
 UNKNOWN_PATIENCE = 2 * 3600.0
-"""Seconds for work of which nobody knows how long it takes, such as the first step of a shape. Beyond what is slow but
-sound: 16 rows of SDXL at 1536x1536 would take two CPU cores (at 50 GFLOP/s) an hour and a half."""
+"""Seconds for work of which nobody knows how long it takes, such as the first step of a model that was not measured.
+Beyond what is slow but sound: 16 rows of SDXL at 1536x1536 would take two CPU cores (50 GFLOP/s) an hour and a half."""
+
+ODD_SECONDS = 30.0
+"""What small work is expected to take at most that nobody measures: an unload, a preview."""
 
 
 class EngineVerbs(Protocol):
@@ -86,11 +89,11 @@ class Visits:
             raise visit.outcome
         return visit.outcome, visit.seconds
 
-    def alive(self, progress: Progress) -> Progress:
+    def with_heartbeat(self, progress: Progress) -> Progress:
         """The same telling for work of a visit, each word of which also shows that the work gets on."""
 
         def tell(stage: LoadStage, share: float) -> None:
-            self._gpu.get_on()
+            self._gpu.heartbeat()
             progress(stage, share)
 
         return tell
