@@ -1,5 +1,6 @@
 """The guard against pages of other sites: a browser says whom it asks for, and only our own pages may act."""
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,13 +20,21 @@ def refuse_cross_site(request: Request[Any, Any, Any], public_url: str) -> None:
     Raises:
         CrossSite
     """
-    if request.method in SAFE_METHODS:
-        return
-    site = request.headers.get("sec-fetch-site")
+    if request.method not in SAFE_METHODS:
+        refuse_foreign(request.headers, public_url)
+
+
+def refuse_foreign(headers: Mapping[str, str], public_url: str) -> None:
+    """The same whatever the method, as for a WebSocket, which browsers let every page open.
+
+    Raises:
+        CrossSite
+    """
+    site = headers.get("sec-fetch-site")
     if site in ("same-origin", "none"):
         return
-    origin = request.headers.get("origin")
-    if site is None and (origin is None or _place(origin) in {request.headers.get("host"), _place(public_url)} - {""}):
+    origin = headers.get("origin")
+    if site is None and (origin is None or _place(origin) in {headers.get("host"), _place(public_url)} - {""}):
         return
     raise CrossSite("This was asked for by a page of another site. Ask from a page of this server, or from a program.")
 

@@ -57,16 +57,17 @@ class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
     priority: int | None = None
     deadline: float | None = None
     session_id: str | None = None
+    respond_async: bool | None = None
 
 
 # Other spellings that clients use, beside the camelCase of every field.
 ALIASES = {"cfg_scale": "guidance_scale", "num_images": "n", "num_inference_steps": "steps", "scheduler": "schedule"}
+ALIASES |= {"prompt_text": "prompt", "async": "respond_async"}
 
 # Part of the API, not of this server yet; each is an error that says so, unless it asks for nothing.
 LATER = {
     "stream": "streaming",
     "partial_images": "streaming",
-    "async": "asynchronous jobs",
     "image": "edits",
     "mask": "edits",
     "strength": "edits",

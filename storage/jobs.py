@@ -170,7 +170,9 @@ class JobStore:
         waiting = and_(col(Job.status) == JobStatus.PENDING, owned)
         changes = {"status": JobStatus.CANCELLED, "finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            return list(await session.scalars(update(Job).where(waiting).values(changes).returning(col(Job.id))))
+            cleared = list(await session.exec(select(Job.id).where(waiting)))
+            await session.exec(update(Job).where(waiting).values(changes))
+        return cleared
 
     async def get(self, owner_id: str | None, job_id: str) -> JobRecord:
         """Raises JobNotFound for another owner's job as well; no owner means that whoever asks may see every job."""

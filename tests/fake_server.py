@@ -97,6 +97,9 @@ class FakeServer:
     def post(self, **fields: Any) -> httpx.Response:
         return httpx.post(self.url + GENERATIONS, json={"prompt": "a hat"} | fields, timeout=30)
 
+    def post_keyed(self, headers: dict[str, str], **fields: Any) -> httpx.Response:
+        return httpx.post(self.url + GENERATIONS, json={"prompt": "a hat"} | fields, headers=headers, timeout=30)
+
     @property
     def queue(self) -> int:
         """How many images wait or run."""

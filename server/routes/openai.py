@@ -4,12 +4,13 @@ import asyncio
 from base64 import b64encode
 from typing import Any
 
-from litestar import Controller, Request, get, post
+from litestar import Controller, Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from pipelines.catalog import ModelEntry
 from server.body import read_json
+from server.client_key import client_key
 from server.disconnect import while_connected
 from server.generation import order_of, read_body, wants_base64
 from server.jobs.jobs import Jobs
@@ -17,6 +18,7 @@ from server.jobs.orders import Order
 from server.jobs.results import Result
 from server.openapi import documents_body
 from server.playground import image_facts
+from server.routes.jobs import queued
 from server.state import LOCAL_OWNER, Services
 from storage.files import MediaFiles
 from storage.records import ImageRecord
@@ -29,13 +31,19 @@ class OpenAI(Controller):
     tags = ["openai"]
 
     @post("/images/generations", status_code=200, operation_class=documents_body("GenerationBody"))
-    async def generate(self, request: Request[Any, Any, Any], services: NamedDependency[Services]) -> dict[str, Any]:
-        """Make pictures and wait for them."""
-        body = read_body(await read_json(request))
-        base = None if wants_base64(body) else services.settings.public_url or str(request.base_url)
+    async def generate(
+        self, request: Request[Any, Any, Any], services: NamedDependency[Services]
+    ) -> Response[dict[str, Any]]:
+        """Make pictures and wait for them; with `async`, or `Prefer: respond-async`, they are fetched later."""
+        data = await read_json(request)
+        body, key = read_body(data), client_key(request.headers, data)
         order = order_of(body, services.catalog, LOCAL_OWNER, request.headers.get("traceparent"))
-        result = await while_connected(request, services.jobs.run(order))
-        return _response(order, result, [await _item(services.jobs, image, base) for image in result.images])
+        if body.respond_async or "respond-async" in request.headers.get("prefer", ""):
+            return await queued(services, order, key)
+        base = None if wants_base64(body) else services.settings.public_url or str(request.base_url)
+        result = await while_connected(request, services.jobs.run(order, key))
+        items = [await _item(services.jobs, image, base) for image in result.images]
+        return Response(_response(order, result, items))
 
     @get("/models", sync_to_thread=False)
     def models(self, services: NamedDependency[Services]) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""Live: what happens to jobs, as server-sent events and over a WebSocket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Controller, WebSocket, get, websocket
+from litestar.di import NamedDependency
+from litestar.exceptions import WebSocketDisconnect
+from litestar.params import FromPath, FromQuery, HeaderParameter
+from litestar.response import ServerSentEvent
+from litestar.response.sse import ServerSentEventMessage
+
+from server.cross_site import refuse_foreign
+from server.jobs.feed import Told
+from server.state import LOCAL_OWNER, Services
+
+
+class Events(Controller):
+    """The present state first, then every change; a slow reader gets the newest and skips those between."""
+
+    tags = ["events"]
+
+    @get("/api/v1/jobs/{job_id:str}/events", media_type="text/event-stream")
+    async def of_job(
+        self, services: NamedDependency[Services], job_id: FromPath[str], previews: FromQuery[bool] = False
+    ) -> ServerSentEvent:
+        """One job, until it ends."""
+        await services.jobs.store.get(LOCAL_OWNER, job_id)
+        return ServerSentEvent(_messages(services.feed.follow(LOCAL_OWNER, job_id, previews=previews)))
+
+    @get("/api/v1/events", media_type="text/event-stream")
+    async def all(
+        self,
+        services: NamedDependency[Services],
+        last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
+        previews: FromQuery[bool] = False,
+    ) -> ServerSentEvent:
+        """The caller's jobs: those that are open, those that ended since the last event received, then all changes."""
+        return ServerSentEvent(_messages(services.feed.follow(LOCAL_OWNER, since=last_event_id, previews=previews)))
+
+    @websocket("/ws")
+    async def socket(
+        self,
+        socket: WebSocket[Any, Any, Any],
+        services: NamedDependency[Services],
+        job: FromQuery[str | None] = None,
+        since: FromQuery[str | None] = None,
+        previews: FromQuery[bool] = False,
+    ) -> None:
+        """The same as messages `{"type", "id", "data"}`."""
+        refuse_foreign(socket.headers, services.settings.public_url)
+        await socket.accept()
+        gone = asyncio.create_task(_hang_up(socket))
+        try:
+            async for told in services.feed.follow(LOCAL_OWNER, job, since=since, previews=previews):
+                if gone.done():
+                    return
+                message = {"type": "idle"} if told is None else {"type": told.type, "id": told.id, "data": told.data}
+                await socket.send_data(msgspec.json.encode(message).decode())
+            await socket.close()
+        except WebSocketDisconnect:
+            return
+        finally:
+            gone.cancel()
+
+
+async def _messages(told: AsyncIterator[Told | None]) -> AsyncIterator[ServerSentEventMessage]:
+    async for one in told:
+        if one is None:
+            yield ServerSentEventMessage(comment="nothing new", data=None)
+        else:
+            yield ServerSentEventMessage(event=one.type, id=one.id, data=msgspec.json.encode(one.data))
+
+
+async def _hang_up(socket: WebSocket[Any, Any, Any]) -> None:
+    """Whatever the client says is of no interest, but that it is gone."""
+    try:
+        while True:
+            await socket.receive_data("text")
+    except WebSocketDisconnect:
+        return
