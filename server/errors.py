@@ -24,6 +24,7 @@ from pipelines.errors import (
     NotANumber,
     UnknownModel,
 )
+from pipelines.wording import mistyped
 from server.scheduling.queue import QueueFull
 from storage.errors import DatabaseBusy, DatabaseDamaged, DiskFault, DiskFull, MetadataTooLarge, NotFound
 from storage.records import ENGINE_LOST
@@ -180,26 +181,35 @@ def public(error: BaseException, model: str) -> Exception:
 
 
 def _log(request: Request[Any, Any, Any], answer: Answer, error: Exception) -> None:
-    """With the traceback, unless it was foreseen and passes by itself."""
+    """With the traceback, unless it was foreseen and passes by itself. A refusal is one line without its reason.
+
+    The reason may quote the client, and nothing of a prompt belongs in the log.
+    """
     if answer.status < 500:
+        log.info("request %s: %s %r refused: %d %s", *_named(request), answer.status, answer.code)
         return
     passing = (answer.retry and answer is not UNFORESEEN) or answer.code == ENGINE_LOST
     # A checkpoint's error says all there is to say; what it was raised from is the libraries' inside.
     told = error.__cause__ if isinstance(error, ModelUnavailable) else None
-    line = (request_id(request.scope), request.method, request.scope["path"], told or error)
     log.log(
         logging.WARNING if passing else logging.ERROR,
         "request %s: %s %r failed: %s",
-        *line,
+        *_named(request),
+        told or error,
         exc_info=None if passing or told else error,
     )
+
+
+def _named(request: Request[Any, Any, Any]) -> tuple[str, str, str]:
+    """What the log calls a request: its id, method and path, never its query."""
+    return request_id(request.scope), request.method, request.scope["path"]
 
 
 def _invalid(error: ValidationException) -> InvalidRequest:
     """Litestar's complaint about a query or path parameter, as one about a field."""
     first = error.extra[0] if isinstance(error.extra, list) and error.extra else {}
     field = str(first.get("key", "query"))
-    return InvalidRequest(field, f"{field}: {first.get('message', 'it is not valid')}.")
+    return InvalidRequest(field, f"{field}: {mistyped(first.get('message', 'it is not valid'))}.")
 
 
 def _headers(answer: Answer, error: Exception) -> dict[str, str]:

@@ -93,7 +93,7 @@ def test_several_pictures_are_numbered_and_the_suffix_decides_the_format(checkpo
     ("arguments", "message"),
     [
         (("generate", ""), "prompt is empty"),
-        (("generate", "x", "--model", "nope"), "Available: tiny-sdxl"),
+        (("generate", "x", "--model", "nope"), "known: tiny-sdxl"),
         (("generate", "x", "--steps", "1000"), "steps must be between 1 and"),
         (("generate", "x", "--sampler", "eulr"), "Did you mean 'Euler'"),
         (("generate", "x", "-o", "/nowhere/x.png"), "There is no folder"),
