@@ -174,29 +174,28 @@ def explain(error: Exception) -> tuple[Answer, str]:
 def public(error: BaseException, model: str) -> Exception:
     """Why an image failed, as its client may hear it."""
     if isinstance(error, CheckpointError):
-        unavailable = ModelUnavailable(model)
-        unavailable.__cause__ = error  # for the log
-        return unavailable
+        return ModelUnavailable(model)
     return error if isinstance(error, Exception) else Interrupted()
 
 
 def _log(request: Request[Any, Any, Any], answer: Answer, error: Exception) -> None:
-    """With the traceback, unless it was foreseen and passes by itself. A refusal is one line without its reason.
+    """One line for each request that failed: with the traceback, unless it was foreseen and passes by itself.
 
-    The reason may quote the client, and nothing of a prompt belongs in the log.
+    Of a refusal without its reason, which may quote the client: nothing of a prompt belongs in the log. Of a picture or
+    a model that failed likewise, for the scheduler has told why.
     """
-    if answer.status < 500:
-        log.info("request %s: %s %r refused: %d %s", *_named(request), answer.status, answer.code)
+    refused, told = answer.status < 500, isinstance(error, ImageFailed | ModelUnavailable)
+    if refused or told:
+        level, how = (logging.INFO, "refused") if refused else (logging.WARNING, "failed")
+        log.log(level, "request %s: %s %r %s: %d %s", *_named(request), how, answer.status, answer.code)
         return
     passing = (answer.retry and answer is not UNFORESEEN) or answer.code == ENGINE_LOST
-    # A checkpoint's error says all there is to say; what it was raised from is the libraries' inside.
-    told = error.__cause__ if isinstance(error, ModelUnavailable) else None
     log.log(
         logging.WARNING if passing else logging.ERROR,
         "request %s: %s %r failed: %s",
         *_named(request),
-        told or error,
-        exc_info=None if passing or told else error,
+        error,
+        exc_info=None if passing else error,
     )
 
 

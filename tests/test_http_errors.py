@@ -271,6 +271,10 @@ def test_a_missing_checkpoint_tells_the_client_its_name_and_the_log_its_place(
     assert str(checkpoints) not in answer.text + httpx.get(server.url + "/ready").text
     assert str(checkpoints) in caplog.text
     assert any(answer.headers["x-request-id"] in record.getMessage() for record in caplog.records)
+    told = [
+        record for record in caplog.records if record.levelno >= logging.ERROR and "does not exist" in record.message
+    ]
+    assert len(told) == 1, "one cause is one error"
     assert "missing" in httpx.get(server.url + "/ready").json()["broken_models"]
 
 
