@@ -13,6 +13,9 @@ AUTO_VRAM = 0.8
 AUTO_RAM = 0.5
 """Of the machine's memory, by default, for parked models: the rest is for reading one and for other programs."""
 
+RULE = 'like "12GB", "800MB", "80%" or "auto"'
+"""How a budget is written, for messages."""
+
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _WRITTEN = re.compile(r"(\d{1,6}(?:\.\d{1,3})?) ?(%|[MGT]i?B)", re.IGNORECASE)
 # What a container may use, where it is less than the machine has (cgroup v2, then v1).
@@ -42,7 +45,7 @@ def budget_bytes(written: str, whole: int, auto: float) -> int:
         return int(whole * auto)
     match = _WRITTEN.fullmatch(written.strip())
     if match is None or (match[2] == "%" and float(match[1]) > 100):
-        raise ValueError(f'it must be like "12GB", "800MB", "80%" or "auto", not {written[:40]!r}')
+        raise ValueError(f"it must be {RULE}, not {written[:40]!r}")
     if match[2] == "%":
         return int(whole * float(match[1]) / 100)
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipelines.errors import UnknownModel
 from pipelines.levers import Preset, Speed
 from pipelines.samplers import Prediction
+from pipelines.wording import nearest
 
 Look = tuple[int, ...] | None
 """How a file looked: what changes when it is edited or replaced; None where there was none."""
@@ -148,4 +149,5 @@ class Catalog:
         for entry in self.entries.values():
             if name == entry.name or name in entry.aliases:
                 return entry
-        raise UnknownModel(f"The model {name[:80]!r} does not exist. Available: {', '.join(self.entries)}.")
+        names = [spelling for entry in self.entries.values() for spelling in (entry.name, *entry.aliases)]
+        raise UnknownModel(f"The model {name[:80]!r} does not exist{nearest(name[:80], names)}")

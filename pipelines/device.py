@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from pipelines.budgets import AUTO_RAM, AUTO_VRAM, Budgets, budget_bytes, machine_memory
+from pipelines.budgets import AUTO_RAM, AUTO_VRAM, Budgets, budget_bytes, gigabytes, machine_memory
 from pipelines.errors import DeviceError, DeviceLost
 from pipelines.state import DeviceFacts
 
@@ -49,8 +49,7 @@ class Device:
         return Budgets(budget_bytes(vram, self.memory_bytes, AUTO_VRAM), parked if self.own_memory else 0)
 
     def __str__(self) -> str:
-        memory = f"{self.memory_bytes / 2**30:.0f} GiB"
-        return f"{self.name} ({self.torch_device.type}, {memory}, {_name(self.dtype)})"
+        return f"{self.name} ({self.torch_device.type}, {gigabytes(self.memory_bytes)}, {_name(self.dtype)})"
 
 
 def synchronize(device: torch.device) -> None:
@@ -151,7 +150,8 @@ def _mps(wanted: str) -> Device:
 
 def _cpu(wanted: str) -> Device:
     threads = torch.get_num_threads()
-    return Device(torch.device("cpu"), f"CPU, {threads} threads", torch.float32, machine_memory(), own_memory=False)
+    name = f"CPU, {threads} thread{'' if threads == 1 else 's'}"
+    return Device(torch.device("cpu"), name, torch.float32, machine_memory(), own_memory=False)
 
 
 def _name(dtype: torch.dtype) -> str:

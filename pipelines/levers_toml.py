@@ -8,7 +8,8 @@ import msgspec
 from pipelines.errors import CatalogError, InvalidRequest
 from pipelines.levers import ATTENTION, QUALITY_TABLES, Preset, Speed
 from pipelines.samplers import Prediction, check_steps, choose
-from pipelines.toml_tables import convert, nearest
+from pipelines.toml_tables import convert
+from pipelines.wording import nearest
 
 _MEDIUM = {"auto": "medium", "medium": "medium", "standard": "medium"}
 
@@ -85,7 +86,7 @@ def read_presets(
         if word == "hd":
             raise CatalogError(f"{inside}: hd is another word for high; write quality.high.")
         if word not in QUALITY_TABLES:
-            raise CatalogError(f"{inside}: {word[:40]!r} is not a quality{nearest(word, QUALITY_TABLES)}.")
+            raise CatalogError(f"{inside}: {word[:40]!r} is not a quality{nearest(word, QUALITY_TABLES)}")
         written = convert(table, _Preset, inside)
         _check_preset(written, inside, prediction, sampler, guidance_scale)
         presets.append(Preset(word, **msgspec.structs.asdict(written)))

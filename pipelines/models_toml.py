@@ -14,7 +14,8 @@ from pipelines.errors import CatalogError, InvalidRequest
 from pipelines.levers_toml import read_presets, read_speed
 from pipelines.samplers import Prediction, SamplerChoice, check_steps, choose
 from pipelines.sources import stamp_of
-from pipelines.toml_tables import convert, nearest
+from pipelines.toml_tables import convert
+from pipelines.wording import nearest
 
 DEMO_CATALOG = Path(__file__).parent / "demo" / "models.toml"
 """The catalogue of the shipped demo checkpoints, used when models.toml names no model."""
@@ -22,6 +23,7 @@ DEMO_CATALOG = Path(__file__).parent / "demo" / "models.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SYNTAX = re.compile(r"(.*) \(at ([^()]+)\)")
 
 MAX_SIDE = 2**14
 MAX_PIXELS = 2**28
@@ -88,7 +90,7 @@ def load_catalog(path: Path, families: Mapping[str, FamilyFacts]) -> Catalog:
         entries[name] = entry
     default = written.default or next(iter(entries))
     if default not in entries:
-        raise CatalogError(f"{path}: default = {default!r} is not a model{nearest(default, entries)}.")
+        raise CatalogError(f"{path}: default = {default!r} is not a model{nearest(default, entries)}")
     return Catalog(entries, default, path, file, seen)
 
 
@@ -111,8 +113,14 @@ def _read(path: Path) -> _File:
     except FileNotFoundError:
         return _File()
     except (OSError, ValueError, RecursionError) as error:
-        raise CatalogError(f"{path}: {error}") from error
+        raise CatalogError(f"{path}: {_place_first(str(error))}") from error
     return convert(data, _File, f"{path}")
+
+
+def _place_first(message: str) -> str:
+    """tomllib's "… (at line 2, column 5)" with the place in front, where all other errors of a catalogue have it."""
+    match = _SYNTAX.fullmatch(message)
+    return f"{match[2]}: {match[1]}." if match else message
 
 
 def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[str, FamilyFacts]) -> ModelEntry:
@@ -122,7 +130,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
                 f"{place}: {spelling[:100]!r} is no name; a name is letters, digits and . _ - /, at most 100 of them."
             )
     if model.family not in families:
-        raise CatalogError(f"{place}.family: {model.family!r} is not a family{nearest(model.family, families)}.")
+        raise CatalogError(f"{place}.family: {model.family!r} is not a family{nearest(model.family, families)}")
     facts = families[model.family]
     _check_keys(model, facts, place)
     width, height = _size(model.size, f"{place}.size") if model.size else (facts.width, facts.height)

@@ -156,28 +156,22 @@ def settle_size(width: int | None, height: int | None, entry: ModelEntry) -> tup
     field = "size"
     if (width is None) != (height is None):
         field = "height" if width is None else "width"
-    for name, side in zip(("width", "height"), settled, strict=True):
-        _check_side(field, name, side, entry)
-    if settled[0] * settled[1] > entry.max_pixels:
+    if not _possible(*settled, entry):
         raise InvalidRequest(
             field,
-            f"size {settled[0]}x{settled[1]} has {settled[0] * settled[1]} pixels; {entry.name!r} makes at most"
+            f"size {_shown(settled[0])}x{_shown(settled[1])}: with {entry.name!r} each side must be a multiple of"
+            f" {entry.size_step} from {entry.size_step} to {entry.max_side}, and width x height at most"
             f" {entry.max_pixels}. Its native sizes: {', '.join(entry.native_sizes)}.",
         )
     return settled
 
 
-def _check_side(field: str, name: str, side: int, entry: ModelEntry) -> None:
-    """One side must be a positive multiple of the model's step, and no longer than the model can make."""
+def _possible(width: int, height: int, entry: ModelEntry) -> bool:
     step, longest = entry.size_step, entry.max_side
-    if side > longest:
-        raise InvalidRequest(field, f"{name} {_shown(side)} is above {longest}, the longest side of {entry.name!r}.")
-    if side <= 0 or side % step:
-        near = min(max(step, round(side / step) * step), longest // step * step)
-        raise InvalidRequest(
-            field,
-            f"{name} {_shown(side)} must be a positive multiple of {step} for {entry.name!r}, such as {near}.",
-        )
+    return (
+        all(step <= side <= longest and side % step == 0 for side in (width, height))
+        and width * height <= entry.max_pixels
+    )
 
 
 def check_range(field: str, value: float, low: float, high: float) -> None:

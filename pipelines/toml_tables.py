@@ -1,13 +1,12 @@
 """Decoding one table of TOML strictly, with errors that name the place, the key and the nearest that exists."""
 
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import msgspec
 
 from pipelines.errors import CatalogError
+from pipelines.wording import mistyped, nearest
 
 _Table = TypeVar("_Table", bound=msgspec.Struct)
 
@@ -24,14 +23,7 @@ def convert(data: Any, kind: type[_Table], place: str) -> _Table:
         message = str(error)
         if unknown := re.search(r"unknown field `([^`]+)`", message):
             hint = nearest(unknown[1], kind.__struct_fields__)
-            raise CatalogError(f"{place}: unknown key {unknown[1]!r}{hint}.") from error
+            raise CatalogError(f"{place}: unknown key {unknown[1]!r}{hint}") from error
         key = re.search(r" - at `\$\.([^`]*)`", message)
         inside = f"{'.' if ': ' in place else ': '}{key[1]}" if key else ""
-        reason = message.split(" - at ")[0].replace(" | null", "")  # TOML has no null to write
-        raise CatalogError(f"{place}{inside}: {reason}.") from error
-
-
-def nearest(written: str, known: Iterable[str]) -> str:
-    """The end of a message about a name nobody knows: the one that was probably meant, or all there are."""
-    near = get_close_matches(written, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+        raise CatalogError(f"{place}{inside}: {mistyped(message.split(' - at ')[0], 'a table')}.") from error

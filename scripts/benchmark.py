@@ -18,6 +18,18 @@ else:
     from benchmarking.workload import WORKLOADS
 
 from pipelines.errors import PipelineError
+from pipelines.loading import quiet_libraries
+
+DESCRIPTION = "Measure Darkroom on this machine: the network alone, whole servers under load, pictures, speed levers."
+EXAMPLES = """\
+examples:
+  scripts/benchmark.py serving --workload uniform --rates 1 --requests 6   a first look, under two minutes
+  scripts/benchmark.py serving                       against a locked pipeline and a batching window, 5 minutes
+  scripts/benchmark.py forward --full-size sdxl      SDXL's network with random weights, for a GPU
+  scripts/benchmark.py COMMAND --help                a command's own options
+
+Each command prints a table and writes its figures into bench-results/. docs/benchmarks.md explains them.
+"""
 
 ROWS = (1, 2, 4, 6, 8, 12, 16)
 LEVERS = ("channels_last", "compile", "cuda_graphs", "fuse_qkv", "quantize=fp8", "skip_guidance=0.25")
@@ -27,12 +39,16 @@ RATES = (0.5, 0.8, 1.1, 1.5)
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--models", type=Path, default=Path("models.toml"), help="catalogue file")
+    common.add_argument(
+        "--models", type=_existing, default=Path("models.toml"), help="catalogue file; default models.toml"
+    )
     common.add_argument("--model", help="name in the catalogue; else its default")
     common.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     common.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for JSON files and plots")
-    whole = argparse.ArgumentParser(description=__doc__)
-    commands_parser = whole.add_subparsers(required=True)
+    whole = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands_parser = whole.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _forward(commands_parser.add_parser("forward", parents=[common], help="the network alone, by rows and shape"))
     _serving(commands_parser.add_parser("serving", parents=[common], help="whole servers under load, over HTTP"))
     _parity(commands_parser.add_parser("parity", parents=[common], help="the pictures against diffusers' own"))
@@ -40,16 +56,24 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def _existing(written: str) -> Path:
+    """A file that was named must be there: only the default may be absent, for the demo's models then."""
+    path = Path(written)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"there is no file {written}")
+    return path
+
+
 def _forward(command: argparse.ArgumentParser) -> None:
     command.add_argument("--full-size", choices=("sdxl", "sd3"), help="the real architecture with random weights")
     command.add_argument("--sizes", type=float, nargs="+", help="factors of the native side")
-    command.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    command.add_argument("--rows", type=int, nargs="+", default=ROWS, help="row counts to measure")
     command.add_argument("--rounds", type=int, default=5, help="measurements of each; the median counts")
     command.set_defaults(run=commands.forward)
 
 
 def _serving(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workload", choices=tuple(WORKLOADS), default="mixed")
+    command.add_argument("--workload", choices=tuple(WORKLOADS), default="mixed", help="alike, or of many kinds")
     command.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="lock is always among them")
     command.add_argument("--rates", type=float, nargs="+", default=RATES, help="multiples of the lock's capacity")
     bound = command.add_mutually_exclusive_group()
@@ -69,7 +93,7 @@ def _parity(command: argparse.ArgumentParser) -> None:
 def _levers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--levers", nargs="+", default=LEVERS, help="such as compile, or a=1+b for two together")
     command.add_argument("--full-size", choices=("sdxl", "sd3"), help="the real architecture with random weights")
-    command.add_argument("--rows", type=int, nargs="+", default=(2, 8))
+    command.add_argument("--rows", type=int, nargs="+", default=(2, 8), help="row counts to measure")
     command.add_argument("--rounds", type=int, default=5, help="measurements of each; the least counts")
     command.add_argument("--steps", type=int, help="of the picture; else the model's own")
     command.set_defaults(run=commands.levers)
@@ -78,6 +102,7 @@ def _levers(command: argparse.ArgumentParser) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the process's exit code."""
     arguments = parser().parse_args(words)
+    quiet_libraries()
     try:
         arguments.run(arguments, Progress())
     except (PipelineError, ServerFailed, ValueError) as error:

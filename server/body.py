@@ -35,6 +35,8 @@ async def read_json(
             body = await _read(request, limit)
     except TimeoutError as error:
         raise BodyTooSlow(f"The body did not arrive within {patience:g} seconds.") from error
+    if not body:
+        raise InvalidRequest("body", 'The body is empty; send a JSON object such as {"prompt": "a boat"}.')
     try:
         data = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.catalog import Catalog, Look
-from pipelines.errors import PipelineError
-from pipelines.families import family_facts
+from pipelines.catalog import Catalog, Look, ModelEntry
+from pipelines.errors import CatalogError, CheckpointError, PipelineError
+from pipelines.families import families, family_facts
 from pipelines.models_toml import load_catalog, look
+from pipelines.sources import inspect_entry
 
 log = logging.getLogger(__name__)
 
@@ -18,17 +19,31 @@ LOOK_SECONDS = 1.0
 """Between two looks at the file. An edit counts when two in a row saw the same, so that a half-written one does not."""
 
 
+class UnusableCheckpoint(CatalogError):
+    """An edit names a checkpoint that cannot be loaded. Why may name any folder of this machine: `told` does not."""
+
+    def __init__(self, name: str, error: CheckpointError) -> None:
+        super().__init__(f"models.{name}: {error}")
+        self.told = f"models.{name}: its checkpoint cannot be used; the server's log and `darkroom doctor` say why."
+
+
 @dataclass(frozen=True)
 class Fault:
     """Why models.toml cannot be used, for the log, and since when."""
 
     file: Path
-    message: str
+    error: Exception
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def message(self) -> str:
+        return str(self.error)
 
     @property
     def told(self) -> str:
         """The same for whoever may ask: it names the place in the file, and no folder of this machine."""
+        if isinstance(self.error, UnusableCheckpoint):
+            return self.error.told
         folder = self.file.parent
         told = self.message.removeprefix(f"{self.file}: ").replace(str(self.file), self.file.name)
         # The root and the present folder stand in any text; they tell nothing.
@@ -73,6 +88,7 @@ class Catalogue:
         failure = None
         try:
             catalog = await asyncio.to_thread(load_catalog, file, family_facts())
+            await asyncio.to_thread(_check_checkpoints, catalog, self.present)
         except Exception as error:
             failure = error
         if await asyncio.to_thread(look, file) != seen:
@@ -92,9 +108,30 @@ class Catalogue:
         """Keep what is in force. The same error saved again is the same fault."""
         if self.fault is not None and self.fault.message == str(failure):
             return
-        self.fault = Fault(file, str(failure))
+        self.fault = Fault(file, failure)
         unforeseen = None if isinstance(failure, PipelineError) else failure
         log.error("models.toml was changed and cannot be used; the former one holds: %s", failure, exc_info=unforeseen)
+
+
+def _check_checkpoints(new: Catalog, former: Catalog) -> None:
+    """Refuse an edit that points a model to a checkpoint on this machine which is not there or not whole.
+
+    A model that points where it did is left alone: what became of its files is no matter of the edit.
+
+    Raises:
+        UnusableCheckpoint
+    """
+    for name, entry in new.entries.items():
+        if name in former.entries and _places(entry) == _places(former.entries[name]):
+            continue
+        try:
+            inspect_entry(entry, families()[entry.family].pipeline_class)
+        except CheckpointError as error:
+            raise UnusableCheckpoint(name, error) from error
+
+
+def _places(entry: ModelEntry) -> tuple[str | None, ...]:
+    return entry.source, entry.config, entry.vae, entry.preview
 
 
 def _difference(old: Catalog, new: Catalog) -> str:

@@ -61,6 +61,10 @@ def serve(host: str | None, port: int | None, data: Path | None) -> None:
 @click.option("--sampler", help='Such as "Euler a" or "DPM++ 2M Karras".')
 @click.option("--schedule", help="Such as karras or beta.")
 @click.option("--seed", type=int, help="The same seed makes the same picture.")
+@click.option("--quality", help="draft, low, medium, high, xhigh or max: how many steps, where --steps says nothing.")
+@click.option("--clip-skip", type=int, help="Further layers of the CLIP text encoders to leave out, 0 to 11.")
+@click.option("--skip-guidance", type=float, help="The last share of the steps, 0 to 1, that goes without guidance.")
+@click.option("--deterministic", is_flag=True, default=None, help="The same bytes at every run, at the cost of time.")
 @click.option("-n", "count", type=click.IntRange(1, 10), help="How many pictures.")
 @_explained
 def generate(prompt: str, output: Path | None, count: int | None, **options: Any) -> None:
@@ -73,7 +77,7 @@ def generate(prompt: str, output: Path | None, count: int | None, **options: Any
         click.echo(path)
 
 
-@main.command()
+@main.command(short_help="List the models, and whether they are there and fit.")
 @_explained
 def models() -> None:
     """List the configured models, where they come from, whether they are there and what memory they need."""
@@ -83,7 +87,7 @@ def models() -> None:
         click.echo(line)
 
 
-@main.command()
+@main.command(short_help="Look for problems, and say what to do about each.")
 @_explained
 def doctor() -> None:
     """Check torch, device, memory, disk, models.toml and database, and say what to do about each problem."""
@@ -95,14 +99,16 @@ def doctor() -> None:
     sys.exit(any(finding.problem for finding in findings))
 
 
-@main.command()
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the server answers.")
+@main.command(short_help="Watch a running server.")
+@click.option("--url", help="Where the server answers.  [default: this machine, DARKROOM_PORT]")
 @click.option("--once", is_flag=True, help="Print one frame and exit; so does output that is no terminal.")
-def top(url: str, once: bool) -> None:
+@_explained
+def top(url: str | None, once: bool) -> None:
     """Watch a running server: device, models, the pictures at work, the queue. q leaves."""
     from server.terminal import print_once, watch
     from server.top import Unreachable
 
+    url = url or Settings.from_environment().url
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter("it must begin with http:// or https://.", param_hint="--url")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not once

@@ -24,6 +24,7 @@ from pipelines.errors import (
     NotANumber,
     UnknownModel,
 )
+from pipelines.wording import mistyped
 from server.scheduling.queue import QueueFull
 from storage.errors import (
     DatabaseBusy,
@@ -204,33 +205,41 @@ def explain(error: Exception) -> tuple[Answer, str]:
 def public(error: BaseException, model: str) -> Exception:
     """Why an image failed, as its client may hear it."""
     if isinstance(error, CheckpointError):
-        unavailable = ModelUnavailable(model)
-        unavailable.__cause__ = error  # for the log
-        return unavailable
+        return ModelUnavailable(model)
     return error if isinstance(error, Exception) else Interrupted()
 
 
 def _log(request: Request[Any, Any, Any], answer: Answer, error: Exception) -> None:
-    """With the traceback, unless it was foreseen and passes by itself."""
-    if answer.status < 500:
+    """One line for each request that failed: with the traceback, unless it was foreseen and passes by itself.
+
+    Of a refusal without its reason, which may quote the client: nothing of a prompt belongs in the log. Of a picture or
+    a model that failed likewise, for the scheduler has told why.
+    """
+    refused, told = answer.status < 500, isinstance(error, ImageFailed | ModelUnavailable)
+    if refused or told:
+        level, how = (logging.INFO, "refused") if refused else (logging.WARNING, "failed")
+        log.log(level, "request %s: %s %r %s: %d %s", *_named(request), how, answer.status, answer.code)
         return
     passing = (answer.retry and answer is not UNFORESEEN) or answer.code == ENGINE_LOST
-    # A checkpoint's error says all there is to say; what it was raised from is the libraries' inside.
-    told = error.__cause__ if isinstance(error, ModelUnavailable) else None
-    line = (request_id(request.scope), request.method, request.scope["path"], told or error)
     log.log(
         logging.WARNING if passing else logging.ERROR,
         "request %s: %s %r failed: %s",
-        *line,
-        exc_info=None if passing or told else error,
+        *_named(request),
+        error,
+        exc_info=None if passing else error,
     )
+
+
+def _named(request: Request[Any, Any, Any]) -> tuple[str, str, str]:
+    """What the log calls a request: its id, method and path, never its query."""
+    return request_id(request.scope), request.method, request.scope["path"]
 
 
 def _invalid(error: ValidationException) -> InvalidRequest:
     """Litestar's complaint about a query or path parameter, as one about a field."""
     first = error.extra[0] if isinstance(error.extra, list) and error.extra else {}
     field = str(first.get("key", "query"))
-    return InvalidRequest(field, f"{field}: {first.get('message', 'it is not valid')}.")
+    return InvalidRequest(field, f"{field}: {mistyped(first.get('message', 'it is not valid'))}.")
 
 
 def _headers(answer: Answer, error: Exception) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pipelines.infotext import metadata
 from pipelines.quality import with_quality
 from pipelines.request import MAX_SEED, ImageRequest, Wishes, check_range, settle
 from pipelines.sizes import parse_size, size_of_ratio
+from pipelines.wording import mistyped, nearest
 from server.errors import MissingField, UnknownField, UnsupportedField
 from server.jobs.orders import Order
 from storage.encoding import encode
@@ -109,8 +110,8 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
         if name in LATER:
             continue
         if name not in GenerationBody.__struct_fields__:
-            known = ", ".join(GenerationBody.__struct_fields__)
-            raise UnknownField(written[:80], f"Unknown field {written[:80]!r}. Known: {known}.")
+            hint = nearest(name[:80], [*GenerationBody.__struct_fields__, *ALIASES])
+            raise UnknownField(written[:80], f"Unknown field {written[:80]!r}{hint}")
         if value is not None and fields.setdefault(name, value) != value:
             raise InvalidRequest(written, f"{written} is given twice, with different values.")
     try:
@@ -119,7 +120,7 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
         message = str(error)
         place = re.search(r"`\$\.(\w+)", message)
         field = spelling[place[1]] if place else "body"
-        raise InvalidRequest(field, f"{field}: {message.split(' - at ')[0]}.") from error
+        raise InvalidRequest(field, f"{field} {mistyped(message.split(' - at ')[0])}.") from error
 
 
 def order_of(body: GenerationBody, catalog: Catalog, owner_id: str, traceparent: str | None = None) -> Order:
@@ -220,7 +221,9 @@ def _seed(written: int | None, count: int) -> int:
     if written is None or written == -1:
         # Short enough to read out, and to type into tools that stop at 32 bits.
         return secrets.randbelow(2**32 - MAX_IMAGES)
-    check_range("seed", written, 0, MAX_SEED - count + 1)
+    most = MAX_SEED - count + 1
+    if not 0 <= written <= most:
+        raise InvalidRequest("seed", f"seed must be between 0 and {most}, or -1 to have one drawn, not {written}.")
     return written
 
 

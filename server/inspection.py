@@ -13,7 +13,7 @@ from pipelines.errors import CatalogError, CheckpointError, DeviceError, Pipelin
 from pipelines.hashing import CACHE_NAME, FileHashes, model_hash
 from pipelines.models_toml import load_catalog
 from pipelines.sources import inspect_entry
-from server.settings import Settings
+from server.settings import Settings, unknown_variables
 from storage.schema import inspect_database
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def _needs(entry: ModelEntry, size: CheckpointSize, device: "Device", budget: in
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything a server needs, in the order in which it needs it."""
+    for sentence in unknown_variables():
+        yield Finding("settings", sentence, "correct the variable's name, or remove it.")
     device = yield from _torch(settings)
     yield _memory_of_machine()
     if device is not None:

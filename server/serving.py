@@ -16,7 +16,7 @@ import uvicorn
 from litestar import Litestar
 
 from pipelines.models_toml import load_catalog
-from server.settings import Settings, SettingsError
+from server.settings import Settings, SettingsError, unknown_variables, url_of
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,11 @@ def serve_forever(settings: Settings) -> int:
         SettingsError, CatalogError, StorageError: it cannot start.
     """
     began = monotonic()
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    _log_to_stderr(settings.log_level.upper())
+    for warning in unknown_variables():
+        log.warning(warning)
     listener = _listen(settings)
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    click.echo(f"Darkroom is starting on {url}", err=True)
+    click.echo("Darkroom is loading its libraries ...", err=True)
 
     from pipelines.device import pick_device
     from pipelines.engine import Engine
@@ -63,6 +59,7 @@ def serve_forever(settings: Settings) -> int:
     catalog = load_catalog(settings.models, family_facts())
     device = pick_device(settings.device)
     click.echo(f"Device: {device}", err=True)
+    url = url_of(*listener.getsockname()[:2])
     budgets = device.budgets(settings.vram_budget, settings.ram_budget)
     app = create_app(settings, catalog, lambda: Engine(device, budgets, settings.data))
     config = uvicorn.Config(
@@ -73,7 +70,11 @@ def serve_forever(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS + FAREWELL_SECONDS,
     )
-    server = HttpServer(config, lambda: app.state.services.jobs.stop())
+    server = HttpServer(
+        config,
+        under_way=lambda: app.state.services.scheduler.depth,
+        end_jobs=lambda: app.state.services.jobs.stop(),
+    )
 
     def announce() -> None:
         if catalog.path != settings.models:
@@ -82,7 +83,22 @@ def serve_forever(settings: Settings) -> int:
 
     if asyncio.run(_serve(app, server, listener, announce)):
         _leave()
+    log.info("stopped")
     return 0
+
+
+def _log_to_stderr(level: str) -> None:
+    """Our own lines from a level on, and the access log at DEBUG; of the libraries only what is at least a WARNING.
+
+    At DEBUG they tell whole SQL statements, and so everybody's prompts.
+    """
+    logging.basicConfig(
+        level=max(logging.WARNING, logging.getLevelNamesMapping()[level]),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    for ours in ("server", "pipelines", "storage", "uvicorn.access"):
+        logging.getLogger(ours).setLevel(level)
 
 
 async def _serve(app: Litestar, server: uvicorn.Server, listener: socket.socket, announce: Callable[[], None]) -> bool:
@@ -116,17 +132,20 @@ class HttpServer(uvicorn.Server):
     """uvicorn, but a signal only asks it to stop, and it ends the jobs before it gives their clients up.
 
     Args:
+        under_way: how many pictures wait or run.
         end_jobs: called FAREWELL_SECONDS before the connections still open are cut.
     """
 
-    def __init__(self, config: uvicorn.Config, end_jobs: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, under_way: Callable[[], int], end_jobs: Callable[[], None]) -> None:
         super().__init__(config)
+        self._under_way = under_way
         self._end_jobs = end_jobs
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        grace = (self.config.timeout_graceful_shutdown or 0) - FAREWELL_SECONDS
-        log.info("stopping: pictures under way have %d s to come to their end", max(0, grace))
-        ending = asyncio.get_running_loop().call_later(max(0, grace), self._end_jobs)
+        grace = max(0, (self.config.timeout_graceful_shutdown or 0) - FAREWELL_SECONDS)
+        count = self._under_way()
+        log.info("stopping%s", f": {grace} s for what is under way (pictures: {count})" if count else "")
+        ending = asyncio.get_running_loop().call_later(grace, self._end_jobs)
         try:
             await super().shutdown(sockets)
         finally:

@@ -1,16 +1,23 @@
 """The machine's settings: frozen, from DARKROOM_* environment variables, each with a default that works."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pipelines.budgets import budget_bytes
+from pipelines.budgets import RULE, budget_bytes
+from pipelines.wording import nearest
+
+_PREFIX = "DARKROOM_"
+_DEVICE = re.compile(r"auto|cuda(:\d+)?|mps|cpu")
+_LEVELS = ("debug", "info", "warning", "error")
 
 
 class SettingsError(Exception):
-    """An environment variable holds what it may not; the message names it and what is allowed."""
+    """A variable or an argument holds what it may not; the message names it and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,26 @@ class Settings:
             for field in fields(cls)
             if environment.get(variable(field.name))
         }
+        if "models" in found and not found["models"].exists():
+            raise SettingsError(f"{variable('models')} names {found['models']}, and there is no such file.")
         given = {name: value for name, value in overrides.items() if value is not None}
         settings = replace(cls(), **(found | given))
-        settings._check()
+        settings._check(given)
         return settings
 
-    def _check(self) -> None:
+    @property
+    def url(self) -> str:
+        """Where a program on this machine reaches a server with these settings."""
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        return url_of(anywhere.get(self.host, self.host), self.port)
+
+    def _check(self, arguments: Collection[str]) -> None:
+        """Raise SettingsError for the first value that breaks its rule, by the name under which it was given."""
+        for name, rule in self._broken_rules():
+            spelled = f"--{name}" if name in arguments else variable(name)
+            raise SettingsError(f"{spelled} must be {rule}, not {getattr(self, name)!r}.")
+
+    def _broken_rules(self) -> Iterator[tuple[str, str]]:
         ranges = {
             "port": (0, 65535),
             "idle_unload": (0, 10_080),
@@ -74,23 +95,49 @@ class Settings:
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
-                raise SettingsError(f"{variable(name)} must be between {low} and {high}, not {getattr(self, name)}.")
+                yield name, f"between {low} and {high}"
         for name in ("vram_budget", "ram_budget"):
             try:
                 budget_bytes(getattr(self, name), whole=0, auto=0)
-            except ValueError as error:
-                raise SettingsError(f"{variable(name)}: {error}.") from None
-        if self.log_level not in ("debug", "info", "warning", "error"):
-            raise SettingsError(f"{variable('log_level')} must be debug, info, warning or error.")
+            except ValueError:
+                yield name, RULE
+        if not _DEVICE.fullmatch(self.device):
+            yield "device", "auto, cuda, cuda:N, mps or cpu"
+        if self.log_level not in _LEVELS:
+            yield "log_level", "debug, info, warning or error"
+        if self.public_url and not _is_address(self.public_url):
+            yield "public_url", "an http:// or https:// address without ? or #, such as https://pictures.example.org"
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each variable that looks like a setting and is none."""
+    known = [variable(field.name) for field in fields(Settings)]
+    unknown = sorted(name for name in environment if name.startswith(_PREFIX) and name not in known)
+    return [f"{name} is no setting and changes nothing{nearest(name, known)}" for name in unknown]
+
+
+def url_of(host: str, port: int) -> str:
+    """The address of a server on a host, which may be an IPv6 address."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for what is none
+    except ValueError:
+        return False
+    whole = parts.scheme in ("http", "https") and bool(parts.hostname)
+    return whole and not re.search(r"[\s?#]", url)
 
 
 def variable(name: str) -> str:
     """The environment variable of a setting."""
-    return f"DARKROOM_{name.upper()}"
+    return f"{_PREFIX}{name.upper()}"
 
 
 def _parse(name: str, text: str, kind: type) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise SettingsError(f"{name} must be of type {kind.__name__}, not {text!r}.") from None
+        raise SettingsError(f"{name} must be a whole number, not {text!r}.") from None  # text and paths take anything

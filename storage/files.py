@@ -41,6 +41,9 @@ class Swept:
     temporary: int
     orphaned: int
 
+    def __str__(self) -> str:
+        return f"the media folder: {self.temporary} unfinished and {self.orphaned} ownerless files removed"
+
 
 class MediaFiles:
     """The files beneath `folder/media`. Every method but `sweep` blocks: call it in a thread."""

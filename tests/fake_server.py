@@ -139,7 +139,11 @@ def serving(
     )
     app = create_app(Settings(data=data, **settings), catalog, lambda: engine)
     config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=grace + FAREWELL_SECONDS)
-    instance = HttpServer(config, lambda: app.state.services.jobs.stop())
+    instance = HttpServer(
+        config,
+        under_way=lambda: app.state.services.scheduler.depth,
+        end_jobs=lambda: app.state.services.jobs.stop(),
+    )
     instance.capture_signals = nullcontext  # type: ignore[method-assign]  # they reach the main thread alone
     thread = threading.Thread(target=lambda: asyncio.run(instance.serve()))
     thread.start()

@@ -267,8 +267,22 @@ def test_a_lever_that_does_not_exist_is_named(
     assert "--levers.speed: unknown key 'compiled'; did you mean 'compile'?" in capsys.readouterr().err
 
 
+def test_a_catalogue_that_was_named_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["parity", "--models", "/nowhere.toml"])
+    assert "there is no file /nowhere.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("figure", "shown"),
+    [(2042.1666841611857, "2,042"), (999.4, "999"), (0.12345, "0.123"), (3000, "3000"), (None, "-")],
+)
+def test_a_figure_has_three_digits_or_all_before_the_point(figure: float | None, shown: str) -> None:
+    assert table(["x", "y"], [["a", figure]]).splitlines()[-1].split()[-2] == shown
+
+
 def test_serving(
-    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the servers' threads would fight over a small machine's cores
     words = ["--systems", "darkroom", "--workload", "uniform", "--rates", "1", "2", "--requests", "4"]
@@ -290,4 +304,4 @@ def test_serving(
     parts = sum(overhead[name] for name in ("encode", "predict", "decode", "engine", "rest"))
     assert parts == pytest.approx(overhead["total"], rel=0.5)  # a median of sums is not the sum of medians
     assert (tmp_path / "serving-tiny-sdxl-uniform.png").stat().st_size > 10_000
-    assert "Overhead" in capsys.readouterr().out
+    assert "Overhead" in capfd.readouterr().out

@@ -129,8 +129,14 @@ def test_the_first_model_is_the_default_unless_one_is_named(tmp_path: Path) -> N
     assert read(tmp_path, "\ufeff" + two).default == "m"
 
 
+def test_a_models_name_is_guessed_from_names_and_aliases(tmp_path: Path) -> None:
+    catalog = read(tmp_path, model('aliases = ["org/dreams"]'))
+    with pytest.raises(UnknownModel, match=r"'Org/Dream' does not exist; did you mean 'org/dreams'\?$"):
+        catalog.resolve("Org/Dream")
+
+
 def test_an_unknown_model_names_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match="'zzz' does not exist. Available: m") as caught:
+    with pytest.raises(UnknownModel, match="'zzz' does not exist; known: m.$") as caught:
         read(tmp_path, model("")).resolve("zzz")
     assert isinstance(caught.value, InvalidRequest) and caught.value.field == "model"
 
@@ -140,9 +146,9 @@ WRONG = {
     "an unknown table": ("[model.m]\n", "unknown key 'model'; did you mean 'models'?"),
     "far from any key": ("[zzzzzz]\n", "unknown key 'zzzzzz'; known: default, models"),
     "no source": ('[models.m]\nfamily = "sdxl"', "models.m: Object missing required field `source`"),
-    "a table that is none": ("models.m = 3", "models.m: Expected `object`, got `int`"),
-    "models that are none": ("models = 3", "models: Expected `object`, got `int`"),
-    "a default that is no name": ("default = 3", "default: Expected `str`, got `int`"),
+    "a table that is none": ("models.m = 3", "models.m: must be a table, not a whole number"),
+    "models that are none": ("models = 3", "models: must be a table, not a whole number"),
+    "a default that is no name": ("default = 3", "default: must be a string, not a whole number"),
     "an unknown family": (model("", "sdlx"), "models.m.family: 'sdlx' is not a family; did you mean 'sdxl'?"),
     "a size of words": (model('size = "large"'), "models.m.size: 'large' is not a size; write it as"),
     "a size off the step": (model('size = "516x512"'), "models.m.size: 516x512 is not a multiple of 8"),
@@ -160,8 +166,8 @@ WRONG = {
     "an endless side": (model("max_side = 9999999999"), "models.m.max_side: 9999999999 is outside"),
     "no steps": (model("steps = 0"), "models.m.steps: steps must be between 1 and 150"),
     "negative steps": (model("steps = -1"), "models.m.steps: "),
-    "half a step": (model("steps = 2.5"), "models.m.steps: Expected `int`, got `float`"),
-    "steps in words": (model('steps = "many"'), "models.m.steps: Expected `int`, got `str`"),
+    "half a step": (model("steps = 2.5"), "models.m.steps: must be a whole number, not a fraction"),
+    "steps in words": (model('steps = "many"'), "models.m.steps: must be a whole number, not a string"),
     "more steps than the sampler takes": (
         model('sampler = "LCM"\nsteps = 60'),
         "models.m.steps: steps must be between 1 and 50",
@@ -211,10 +217,10 @@ WRONG = {
     ),
     "a lever in words": (
         model('[models.m.speed]\ncompile = "yes"'),
-        "models.m.speed.compile: Expected `bool`, got `str`",
+        "models.m.speed.compile: must be true or false, not a string",
     ),
     "a lever half pulled": (model('[models.m.speed]\nchannels_last = "yes"'), "models.m.speed.channels_last: "),
-    "levers that are no table": (model("speed = true"), "models.m.speed: Expected `object`, got `bool`"),
+    "levers that are no table": (model("speed = true"), "models.m.speed: must be a table, not true or false"),
     "an unknown precision": (model('[models.m.speed]\nquantize = "int8"'), "models.m.speed.quantize: Invalid enum"),
     "fp8 beside another dtype": (
         model('dtype = "float16"\n[models.m.speed]\nquantize = "fp8"'),
@@ -267,14 +273,14 @@ WRONG = {
         model("[models.m.quality.low]\nguidance_scale = 1.0\nskip_guidance = 0.5"),
         "models.m.quality.low.skip_guidance: guidance_scale 1 is no guidance",
     ),
-    "qualities that are no table": (model("quality = 3"), "models.m.quality: Expected `object`, got `int`"),
+    "qualities that are no table": (model("quality = 3"), "models.m.quality: must be a table, not a whole number"),
     "a bad name": (f'[models."a b"]\n{model("").partition(chr(10))[2]}', "models.a b: 'a b' is no name"),
     "an empty alias": (model('aliases = [""]'), "models.m: '' is no name"),
-    "an alias of words": (model('aliases = "a"'), "models.m.aliases: Expected `array`, got `str`"),
+    "an alias of words": (model('aliases = "a"'), "models.m.aliases: must be an array, not a string"),
     "a default that is not there": (f'default = "n"\n{model("")}', "default = 'n' is not a model; "),
     "a default of no models": ('default = "n"', "default = 'n', but no [models.…] table is there"),
-    "broken TOML": ("[models.m\n", "Expected ']'"),
-    "a key twice": (model('source = "y"'), "Cannot overwrite a value"),
+    "broken TOML": ("[models.m\n", "line 1, column 10: Expected ']' at the end of a table declaration."),
+    "a key twice": (model('source = "y"'), "end of document: Cannot overwrite a value."),
     "endless digits": (model(f"steps = {'9' * 5000}"), "Exceeds the limit"),
 }
 

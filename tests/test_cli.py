@@ -16,13 +16,16 @@ from pipelines.hashing import CACHE_NAME
 from storage.encoding import read_metadata
 
 
-def darkroom(*arguments: str, checkpoints: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def darkroom(
+    *arguments: str, checkpoints: Path, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "server", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
+        cwd=cwd,
         env=variables(checkpoints, **environment),
     )
 
@@ -75,9 +78,33 @@ def test_a_failure_is_told_once_and_shows_no_progress(checkpoints: Path) -> None
 
 
 def test_doctor_says_when_the_demo_stands_in_for_a_file_that_is_not_there(checkpoints: Path, tmp_path: Path) -> None:
+    done = darkroom("doctor", checkpoints=checkpoints, cwd=tmp_path, DARKROOM_MODELS="", DARKROOM_PROT="1")
+    assert "models.toml names no model, so the demo's" in done.stdout
+    assert "DARKROOM_PROT is no setting and changes nothing; did you mean 'DARKROOM_PORT'?" in done.stdout
+
+
+@pytest.mark.parametrize("command", [("serve",), ("models",), ("doctor",), ("generate", "a hat")])
+def test_a_catalogue_that_was_named_must_be_there(checkpoints: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
     nowhere = str(tmp_path / "nowhere.toml")
-    done = darkroom("doctor", checkpoints=checkpoints, DARKROOM_MODELS=nowhere, DARKROOM_DATA=str(tmp_path / "data"))
-    assert f"{nowhere} names no model, so the demo's" in done.stdout
+    done = darkroom(*command, checkpoints=checkpoints, DARKROOM_MODELS=nowhere)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"Error: DARKROOM_MODELS names {nowhere}, and there is no such file.\n",
+    )
+
+
+def test_generate_takes_what_a_request_takes(checkpoints: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hat.png"
+    options = ("--quality", "low", "--clip-skip", "1", "--skip-guidance", "0.5", "--deterministic")
+    done = darkroom("generate", "a hat", "-o", str(file), *options, checkpoints=checkpoints)
+    assert done.returncode == 0, done.stderr
+    story = json.loads(read_metadata(file.read_bytes())["darkroom"])
+    assert (story["steps"], story["clip_skip"], story["skip_guidance"], story["deterministic"]) == (2, 1, 0.5, True)
+
+
+def test_help_cuts_no_description(checkpoints: Path) -> None:
+    lines = darkroom("--help", checkpoints=checkpoints, COLUMNS="80").stdout.splitlines()
+    assert not [line for line in lines[1:] if line.endswith("...")]
 
 
 def test_several_pictures_are_numbered_and_the_suffix_decides_the_format(checkpoints: Path, tmp_path: Path) -> None:
@@ -93,13 +120,13 @@ def test_several_pictures_are_numbered_and_the_suffix_decides_the_format(checkpo
     ("arguments", "message"),
     [
         (("generate", ""), "prompt is empty"),
-        (("generate", "x", "--model", "nope"), "Available: tiny-sdxl"),
+        (("generate", "x", "--model", "nope"), "known: tiny-sdxl"),
         (("generate", "x", "--steps", "1000"), "steps must be between 1 and"),
         (("generate", "x", "--sampler", "eulr"), "Did you mean 'Euler'"),
         (("generate", "x", "-o", "/nowhere/x.png"), "There is no folder"),
         (("generate", "x", "-o", "x.gif"), "png, jpeg or webp"),
         (("generate", "x", "--model", "missing"), "does not exist"),
-        (("serve", "--port", "99999"), "between 0 and 65535"),
+        (("serve", "--port", "99999"), "Error: --port must be between 0 and 65535, not 99999."),
     ],
 )
 def test_mistakes_end_with_one_line_that_helps(
@@ -153,7 +180,8 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(checkpoints: Path, tmp_p
 
 
 def test_serve_prints_its_address_serves_and_stops_when_told(checkpoints: Path, tmp_path: Path) -> None:
-    environment = variables(checkpoints, DARKROOM_DATA=str(tmp_path / "data"))
+    more = {"DARKROOM_DATA": str(tmp_path / "data"), "DARKROOM_LOG_LEVEL": "debug", "DARKROOM_MODEL": "x"}
+    environment = variables(checkpoints, **more)
     process = subprocess.Popen(
         [sys.executable, "-m", "server", "serve", "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -170,8 +198,14 @@ def test_serve_prints_its_address_serves_and_stops_when_told(checkpoints: Path, 
         with urllib.request.urlopen(f"{address[0]}/health", timeout=30) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGTERM)
-        process.stderr.read()
+        output += process.stderr.read()
         assert process.wait(30) == 0
+        assert "DARKROOM_MODEL is no setting and changes nothing; did you mean 'DARKROOM_MODELS'?" in output
+        assert '"GET /health HTTP/1.1" 200' in output
+        told = [line for line in output.splitlines() if re.match(r"\d{4}-", line)]
+        loggers = {line.split()[3].split(".")[0].rstrip(":") for line in told}
+        assert loggers <= {"server", "pipelines", "storage", "uvicorn"}
+        assert told[-2].endswith("server.serving: stopping") and told[-1].endswith("server.serving: stopped")
     finally:
         process.kill()
         process.wait()

@@ -84,6 +84,52 @@ def test_a_bad_body_is_a_400_that_names_the_field(server: Server, body: bytes, f
     assert answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", 'The body is empty; send a JSON object such as {"prompt": "a boat"}.'),
+        (b'{"prompt": 5}', "prompt must be a string, not a whole number."),
+        (b'{"prompt": "a", "steps": "x"}', "steps must be a whole number, not a string."),
+        (b'{"prompt": "a", "cfgScale": [1]}', "cfgScale must be a number, not an array."),
+        (b'{"prompt": "a", "deterministic": 1}', "deterministic must be true or false, not a whole number."),
+        (b'{"prompt": "a", "seed": -2}',
+         "seed must be between 0 and 9007199254740991, or -1 to have one drawn, not -2."),
+        (b'{"prompt": "a", "stepz": 2}', "Unknown field 'stepz'; did you mean 'steps'?"),
+        (b'{"prompt": "a", "guidanceScal": 2}', "Unknown field 'guidanceScal'; did you mean 'guidance_scale'?"),
+        (b'{"prompt": "a", "model": "Tiny-SDXL"}', "The model 'Tiny-SDXL' does not exist; did you mean 'tiny-sdxl'?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_in_the_words_of_json_with_its_remedy(server: Server, body: bytes, message: str) -> None:
+    assert post(server, body).json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("page=x", "page: must be a whole number, not a string."),
+        ("page=0", "page: must be a whole number of at least 1."),
+    ],
+)
+def test_a_mistake_in_a_query_is_told_alike(server: Server, query: str, message: str) -> None:
+    answer = httpx.get(f"{server.url}/api/images/history?{query}", follow_redirects=True)
+    assert answer.json()["error"]["message"] == message
+
+
+def test_a_refusal_is_one_line_of_the_log_without_what_was_asked(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answer = post(server, b'{"prompt": "a secret", "the secret": 1}')
+    told = [record for record in caplog.records if answer.headers["x-request-id"] in record.getMessage()]
+    assert [(one.levelno, one.getMessage()) for one in told] == [
+        (
+            logging.INFO,
+            f"request {answer.headers['x-request-id']}: POST '{GENERATIONS}' refused: 400 unknown_parameter",
+        )
+    ]
+    assert "secret" not in caplog.text
+
+
 @pytest.mark.parametrize("later", LATER)
 def test_what_comes_later_is_refused_only_when_it_is_asked_for(server: Server, later: str) -> None:
     refused = httpx.post(server.url + GENERATIONS, json={"prompt": "a", "n": 99, later: 1})
@@ -225,6 +271,10 @@ def test_a_missing_checkpoint_tells_the_client_its_name_and_the_log_its_place(
     assert str(checkpoints) not in answer.text + httpx.get(server.url + "/ready").text
     assert str(checkpoints) in caplog.text
     assert any(answer.headers["x-request-id"] in record.getMessage() for record in caplog.records)
+    told = [
+        record for record in caplog.records if record.levelno >= logging.ERROR and "does not exist" in record.message
+    ]
+    assert len(told) == 1, "one cause is one error"
     assert "missing" in httpx.get(server.url + "/ready").json()["broken_models"]
 
 

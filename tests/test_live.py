@@ -213,14 +213,53 @@ def test_another_default_is_loaded_before_anybody_asks_for_it(file: Path) -> Non
 
 
 def test_a_default_that_cannot_be_loaded_is_told_until_an_edit_mends_it(file: Path) -> None:
-    with real(file) as running:
-        save(file, table(source="./nowhere"))
-        eventually(lambda: ready(running).status_code == 503)
-        assert ready(running).json()["broken_models"] == ["a"]
+    save(file, table(source="./nowhere"))
+    with serving_models(read(file), file.parent / "data") as running:
+        eventually(lambda: ready(running).json()["broken_models"] == ["a"])
+        assert ready(running).status_code == 503
         assert ready(running).json()["catalogue"] is None
+        save(file, table(source="./nowhere", steps=3) + table("b", "./b"))
+        eventually(lambda: "b" in models(running))
         save(file, table(source="./b", steps=2))
         eventually(lambda: ready(running).status_code == 200)
         assert ready(running).json()["broken_models"] == []
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        table(source="./nowhere"),
+        table(source="/srv/nowhere"),
+        table() + table("c", "./nowhere"),
+        table(vae='"./nowhere"'),
+        table(source="./half"),
+    ],
+)
+def test_an_edit_that_points_to_no_checkpoint_changes_nothing(
+    file: Path, edit: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(file.parent / "b", file.parent / "half")
+    (file.parent / "half" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with fake(file) as running:
+        save(file, edit + table("d", "./b"))
+        eventually(lambda: ready(running).json()["catalogue"])
+        answer = ready(running)
+        name = "c" if "models.c" in edit else "a"
+        assert answer.json()["catalogue"]["error"].startswith(f"models.{name}: its checkpoint cannot be used;")
+        assert (answer.status_code, answer.json()["broken_models"], list(models(running))) == (200, [], ["a"])
+        assert "nowhere" not in answer.text and "half" not in answer.text
+        assert "nowhere" in caplog.text or "half" in caplog.text
+        save(file, table(source="./b"))
+        eventually(lambda: ready(running).json()["catalogue"] is None)
+        eventually(lambda: running.engine.loads == ["a", "a"])
+
+
+def test_files_that_vanish_without_an_edit_stop_no_edit(file: Path) -> None:
+    with fake(file) as running:
+        shutil.rmtree(file.parent / "a")
+        save(file, table(steps=3) + table("b", "./b"))
+        eventually(lambda: "b" in models(running))
+        assert models(running)["a"]["defaults"]["steps"] == 3
 
 
 def test_a_deleted_file_is_the_demo_and_a_new_one_is_read(file: Path) -> None:
@@ -344,9 +383,9 @@ def test_a_checkpoint_that_was_overwritten_counts_once_models_toml_is_saved(file
 
 def test_a_picture_whose_weights_cannot_be_hashed_is_kept(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     with fake(file) as running:
-        shutil.rmtree(file.parent / "b")
         save(file, table("b", "./b"))
         eventually(lambda: "b" in models(running))
+        shutil.rmtree(file.parent / "b")
         for _ in range(2):
             answer = post(running, model="b")
             assert (answer.status_code, answer.json()["modelHash"]) == (200, None)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import Settings, SettingsError
+from server.settings import Settings, SettingsError, unknown_variables
 
 
 def test_defaults_work_without_an_environment() -> None:
@@ -20,15 +20,24 @@ def test_the_environment_is_read_and_an_override_wins() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
-        ("DARKROOM_PORT", "eighty", "of type int"),
+        ("DARKROOM_PORT", "eighty", "must be a whole number, not 'eighty'"),
         ("DARKROOM_PORT", "70000", "between 0 and 65535"),
         ("DARKROOM_MAX_ROWS", "1", "between 2 and 256"),
         ("DARKROOM_QUEUE_LIMIT", "0", "between 1 and 100000"),
-        ("DARKROOM_VRAM_BUDGET", "12", 'like "12GB", "800MB", "80%" or "auto", not .12.'),
+        ("DARKROOM_VRAM_BUDGET", "12", 'like "12GB", "800MB", "80%" or "auto", not \'12\''),
         ("DARKROOM_VRAM_BUDGET", "120%", 'like "12GB"'),
         ("DARKROOM_RAM_BUDGET", "-1GB", 'like "12GB"'),
         ("DARKROOM_IDLE_UNLOAD", "-1", "between 0 and 10080"),
-        ("DARKROOM_LOG_LEVEL", "loud", "debug, info, warning or error"),
+        ("DARKROOM_LOG_LEVEL", "loud", "debug, info, warning or error, not 'loud'"),
+        ("DARKROOM_DEVICE", "gpu", "auto, cuda, cuda:N, mps or cpu, not 'gpu'"),
+        ("DARKROOM_DEVICE", "cuda:x", "auto, cuda, cuda:N, mps or cpu"),
+        ("DARKROOM_PUBLIC_URL", "foo", "http:// or https:// address"),
+        ("DARKROOM_PUBLIC_URL", "ftp://a.example", "http:// or https:// address"),
+        ("DARKROOM_PUBLIC_URL", "https://", "http:// or https:// address"),
+        ("DARKROOM_PUBLIC_URL", "https://a.example/?x=1", "without . or #"),
+        ("DARKROOM_PUBLIC_URL", "https://a.example:port", "http:// or https:// address"),
+        ("DARKROOM_PUBLIC_URL", "https://a b.example", "http:// or https:// address"),
+        ("DARKROOM_MODELS", "/nowhere/models.toml", "names /nowhere/models.toml, and there is no such file"),
     ],
 )
 def test_a_bad_value_names_the_variable_and_the_rule(name: str, value: str, rule: str) -> None:
@@ -39,3 +48,33 @@ def test_a_bad_value_names_the_variable_and_the_rule(name: str, value: str, rule
 
 def test_an_empty_variable_is_one_not_set() -> None:
     assert Settings.from_environment({"DARKROOM_PORT": ""}).port == 8000
+
+
+@pytest.mark.parametrize("url", ["https://pictures.example.org", "http://10.0.0.7:8000/darkroom/", "http://[::1]:80"])
+def test_a_public_url_may_have_a_port_and_a_path(url: str) -> None:
+    assert Settings.from_environment({"DARKROOM_PUBLIC_URL": url}).public_url == url
+
+
+def test_an_argument_is_blamed_by_its_own_name() -> None:
+    with pytest.raises(SettingsError, match="^--port must be between 0 and 65535, not 70000"):
+        Settings.from_environment({"DARKROOM_PORT": "80"}, port=70000)
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_nearest_that_is() -> None:
+    environment = {"DARKROOM_PROT": "1", "DARKROOM_PORT": "1", "OTHER": "y"}
+    assert unknown_variables(environment) == [
+        "DARKROOM_PROT is no setting and changes nothing; did you mean 'DARKROOM_PORT'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:9000"),
+        ("0.0.0.0", "http://127.0.0.1:9000"),
+        ("::", "http://[::1]:9000"),
+        ("pictures.local", "http://pictures.local:9000"),
+    ],
+)
+def test_a_server_is_reached_where_it_listens(host: str, url: str) -> None:
+    assert Settings(host=host, port=9000).url == url

@@ -1,13 +1,16 @@
 """The simulator: the claims that the scheduler's policy is built on, played out without a device."""
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
-from scripts.simulate import main, parser, simulate
+from scripts.simulate import SYSTEMS, main, parser, simulate
 from scripts.simulation.devices import CPU, GPU
 from scripts.simulation.servers import Server
 from scripts.simulation.traces import TRACES, Request, Wish
+
+BENCHMARKS = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text()
 
 
 def run(trace: str, load: float, system: str, *options: str) -> dict[str, object]:
@@ -69,5 +72,7 @@ def test_the_devices_fill_up_with_rows() -> None:
 def test_it_prints_a_table_and_writes_a_file(capsys: pytest.CaptureFixture[str], tmp_path) -> None:  # noqa: ANN001
     out = tmp_path / "simulated.json"
     assert main(["--trace", "uniform", "--loads", "0.8", "--requests", "40", "--out", str(out)]) == 0
-    assert "darkroom" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for name in SYSTEMS:
+        assert f" {name} |" in printed and name in BENCHMARKS, "docs and table call an order alike"
     assert '"goodput"' in out.read_text()

@@ -71,6 +71,12 @@ def test_one_frame_shows_the_device_the_models_the_batch_and_the_line(fake: Fake
         assert [line for line in lines if re.search(pattern, line)], f"{pattern}\n{done.stdout}"
 
 
+def test_without_a_url_it_looks_where_a_server_of_this_environment_listens(fake: FakeServer) -> None:
+    done = top("--once", DARKROOM_PORT=str(fake.port))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"  {fake.url}\n" in done.stdout
+
+
 def test_ascii_where_the_output_knows_no_more(fake: FakeServer) -> None:
     done = top("--once", "--url", fake.url, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and done.stdout.isascii()

@@ -132,7 +132,11 @@ class SD3(Family):
         config = self.transformer.config
         longest = config.pos_embed_max_size * config.patch_size * self.vae_factor
         if max(request.width, request.height) > longest:
-            raise InvalidRequest("size", f"{self.entry.name!r} makes pictures of at most {longest} pixels a side.")
+            sizes = ", ".join(self.entry.native_sizes)
+            raise InvalidRequest(
+                "size",
+                f"{self.entry.name!r} makes pictures of at most {longest} pixels a side. Its native sizes: {sizes}.",
+            )
 
     def sampler_options(self, sampler: Any, request: ImageRequest) -> dict[str, float]:
         """The resolution-dependent shift mu of section 5.3.2 of the paper, where the checkpoint asks for it."""

@@ -18,7 +18,6 @@ from pipelines.errors import CheckpointError
 from pipelines.family import Family
 from pipelines.levers import Speed
 from pipelines.levers_toml import read_speed
-from pipelines.loading import quiet_libraries
 from pipelines.profiling import timed
 from pipelines.request import Wishes, settle
 from pipelines.speed import keep_compiled
@@ -71,7 +70,6 @@ def measure_levers(entry: ModelEntry, build: Build, plan: Plan, progress: Progre
     Raises:
         CatalogError: a lever that does not exist.
     """
-    quiet_libraries()
     speeds = {written: parse_levers(written, entry) for written in plan.levers}
     with TemporaryDirectory() as folder:
         keep_compiled(Path(folder))  # empty, so that compiling is what is measured

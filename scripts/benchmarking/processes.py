@@ -15,6 +15,8 @@ from typing import Any
 import uvicorn
 from litestar import Litestar
 
+from pipelines.loading import quiet_libraries
+
 from .baselines import BASELINES, create_baseline
 from .models import Model
 from .observing import Observations, ObservedEngine, Observer
@@ -100,6 +102,7 @@ def _ready(system: str, process: BaseProcess, connection: Connection) -> Running
 
 def serve(system: str, model: Model, data: Path, connection: Connection, lifetime: float) -> None:
     """A server process's whole life: it ends when its parent hangs up, or after `lifetime` seconds."""
+    quiet_libraries()
     observer = Observer(model.device.torch_device)
     app = _app(system, model, data, observer)
     with socket.socket() as listener:

@@ -18,4 +18,6 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value}"
+    if not isinstance(value, float):
+        return f"{value}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
