@@ -109,7 +109,7 @@ async def _run_jobs(folder: Path, acknowledged: Path, point: int, job_count: int
 
 async def _run_job(jobs: JobStore, files: MediaFiles, acknowledged: Path) -> None:
     boot_id = f"boot-{os.getpid()}"
-    job = await jobs.insert(new_job(image_count=2))
+    job = await jobs.insert(new_job(image_count=2, attached=False))
     with acknowledged.open("a") as log:
         log.write(f"{job.id}\n")
     await jobs.start(job.id, boot_id)
