@@ -419,7 +419,7 @@ def test_a_job_whose_model_is_gone_or_changed_fails_with_the_reason(tmp_path: Pa
             ("failed", "server_error"),
             ("completed", None),
         ]
-        assert "'vanished' does not exist" in rows[0][2] and "width 640 is above" in rows[1][2]
+        assert "'vanished' does not exist" in rows[0][2] and "size 640x64:" in rows[1][2]
 
 
 def wide(image: dict[str, Any]) -> dict[str, Any]:

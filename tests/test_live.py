@@ -383,9 +383,9 @@ def test_a_checkpoint_that_was_overwritten_counts_once_models_toml_is_saved(file
 
 def test_a_picture_whose_weights_cannot_be_hashed_is_kept(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     with fake(file) as running:
-        save(file, table("b", "./b"))
+        save(file, table() + table("b", "./b"))
         eventually(lambda: "b" in models(running))
-        shutil.rmtree(file.parent / "b")
+        shutil.rmtree(file.parent / "b")  # before anybody wants it, which is when it would be hashed
         for _ in range(2):
             answer = post(running, model="b")
             assert (answer.status_code, answer.json()["modelHash"]) == (200, None)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipelines.errors import NotANumber
 from tests.conftest import Server
-from tests.fake_server import FakeServer, serving
+from tests.fake_server import FakeServer, calling, eventually, serving
 
 PIXEL_TOLERANCE = 2
 """Of 255: kernels add in another order in another batch, and a value may round the other way."""
@@ -91,9 +91,14 @@ def test_failures_that_stay_are_asked_for_once(fake: FakeServer) -> None:
 
 def test_a_full_queue_is_asked_again(fake: FakeServer) -> None:
     transport = Counting()
-    with OpenAI(base_url=fake.url + "/v1", api_key="-", http_client=httpx.Client(transport=transport)) as client:
+    fake.engine.gates["step"].close()
+    with (
+        calling(fake),
+        OpenAI(base_url=fake.url + "/v1", api_key="-", http_client=httpx.Client(transport=transport)) as client,
+    ):
+        eventually(lambda: fake.queue == 1)
         with pytest.raises(openai.InternalServerError) as full:
-            client.images.generate(prompt="a hat", n=3)
+            client.images.generate(prompt="a hat", n=2)
         assert (full.value.code, transport.sent) == ("queue_full", 3)
 
 
