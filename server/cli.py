@@ -42,12 +42,21 @@ def main() -> None:
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.  [default: 8000]")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder for the database and pictures.  [default: data]")
+@click.option("--supervise", is_flag=True, help="Start it anew when it crashes or loses its GPU.")
 @_explained
-def serve(host: str | None, port: int | None, data: Path | None) -> None:
+def serve(host: str | None, port: int | None, data: Path | None, supervise: bool) -> None:
     """Start the server."""
+    settings = Settings.from_environment(host=host, port=port, data=data)
+    if supervise:
+        from server.supervising import Supervisor, command_of
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        given = {"--host": host, "--port": port, "--data": data}
+        arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
+        sys.exit(Supervisor(command_of(arguments)).run())
     from server.serving import serve_forever
 
-    sys.exit(serve_forever(Settings.from_environment(host=host, port=port, data=data)))
+    sys.exit(serve_forever(settings))
 
 
 @main.command()

@@ -7,9 +7,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from time import monotonic
+from types import FrameType
+from typing import Any
 
 import click
 import uvicorn
@@ -20,11 +22,6 @@ from server.settings import Settings, SettingsError, unknown_variables, url_of
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 6
-"""How long a stop lets pictures come to their end; with FAREWELL_SECONDS below the 10 s that containers are given.
-
-A step or a load that runs on the GPU thread even then is waited for, but nothing is lost if the wait is cut."""
-
 EXIT_ENGINE_LOST = 70
 """The exit code that asks a supervisor for a new process (EX_SOFTWARE of sysexits.h)."""
 
@@ -32,7 +29,7 @@ LAST_RESORT_SECONDS = 30
 """How long a server that lost its device may take to end in order; then it ends at once."""
 
 FAREWELL_SECONDS = 2
-"""How long it then waits for clients to hear the end; without a bound a slow one would keep the process for ever."""
+"""How long a stop waits for clients to hear the end; without a bound a slow one would keep the process for ever."""
 
 
 def serve_forever(settings: Settings) -> int:
@@ -55,6 +52,7 @@ def serve_forever(settings: Settings) -> int:
     from pipelines.engine import Engine
     from pipelines.families import family_facts
     from server.app import create_app
+    from server.stopping import drain
 
     catalog = load_catalog(settings.models, family_facts())
     device = pick_device(settings.device)
@@ -68,11 +66,11 @@ def serve_forever(settings: Settings) -> int:
         log_config=None,
         access_log=settings.log_level == "debug",
         server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS + FAREWELL_SECONDS,
+        timeout_graceful_shutdown=FAREWELL_SECONDS,
     )
     server = HttpServer(
         config,
-        under_way=lambda: app.state.services.scheduler.depth,
+        drain=lambda: drain(app.state.services, settings.grace),
         end_jobs=lambda: app.state.services.jobs.stop(),
     )
 
@@ -129,27 +127,37 @@ def _leave() -> None:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn, but a signal only asks it to stop, and it ends the jobs before it gives their clients up.
+    """uvicorn, but the first signal lets it drain, while it goes on answering, and the second ends it at once.
 
     Args:
-        under_way: how many pictures wait or run.
-        end_jobs: called FAREWELL_SECONDS before the connections still open are cut.
+        drain: returns once it may stop.
+        end_jobs: ends what is under way now.
     """
 
-    def __init__(self, config: uvicorn.Config, under_way: Callable[[], int], end_jobs: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain: Callable[[], Coroutine[Any, Any, None]], end_jobs: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._under_way = under_way
+        self._drain = drain
         self._end_jobs = end_jobs
+        self._draining: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Call it on the event loop."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+            self._draining.add_done_callback(lambda _: self._exit())
+        else:
+            log.info("stopping at once")
+            self._exit()
+
+    def _exit(self) -> None:
+        self._end_jobs()
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        grace = max(0, (self.config.timeout_graceful_shutdown or 0) - FAREWELL_SECONDS)
-        count = self._under_way()
-        log.info("stopping%s", f": {grace} s for what is under way (pictures: {count})" if count else "")
-        ending = asyncio.get_running_loop().call_later(grace, self._end_jobs)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            ending.cancel()
+        self._end_jobs()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

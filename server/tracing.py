@@ -22,7 +22,7 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 """The variables that name a collector, by the specification of OpenTelemetry."""
 
 FLUSH_SECONDS = 1.0
-"""How long a stop waits for the collector to take the last spans: with GRACE_SECONDS and FAREWELL_SECONDS of
+"""How long a stop waits for the collector to take the last spans: with FAREWELL_SECONDS of
 `serving.py` below the 10 s that containers are given."""
 
 REPEAT_SECONDS = 600.0

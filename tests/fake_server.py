@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import socket
 import sqlite3
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipelines.request import ImageRequest
 from server.app import create_app
 from server.serving import FAREWELL_SECONDS, HttpServer
 from server.settings import Settings
+from server.stopping import drain
 from storage.schema import DATABASE_NAME
 from tests.fakes import FakeEngine, entry
 
@@ -89,6 +92,8 @@ class FakeServer:
     engine: GatedEngine
     data: Path
     app: Litestar
+    signal: Callable[[], object] = lambda: None
+    """Asks it to stop, as SIGTERM does."""
 
     @property
     def url(self) -> str:
@@ -138,21 +143,30 @@ def serving(
         {name: entry(name) for name in ("fake", "other", "broken")}, "fake", Path("models.toml")
     )
     app = create_app(Settings(data=data, **settings), catalog, lambda: engine)
-    config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=grace + FAREWELL_SECONDS)
+    config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=FAREWELL_SECONDS)
     instance = HttpServer(
         config,
-        under_way=lambda: app.state.services.scheduler.depth,
+        drain=lambda: drain(app.state.services, grace),
         end_jobs=lambda: app.state.services.jobs.stop(),
     )
     instance.capture_signals = nullcontext  # type: ignore[method-assign]  # they reach the main thread alone
-    thread = threading.Thread(target=lambda: asyncio.run(instance.serve()))
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        await instance.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     eventually(lambda: instance.started or not thread.is_alive())
     assert thread.is_alive(), "the server did not start"
+    port = instance.servers[0].sockets[0].getsockname()[1]
+    stop = partial(loops[0].call_soon_threadsafe, instance.handle_exit, signal.SIGTERM, None)
     try:
-        yield FakeServer(instance.servers[0].sockets[0].getsockname()[1], engine, data, app)
+        yield FakeServer(port, engine, data, app, stop)
     finally:
-        instance.should_exit = True
+        if thread.is_alive():
+            stop()
         engine.open()
         thread.join(PATIENCE)
         assert not thread.is_alive(), "the server did not stop"

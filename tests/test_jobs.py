@@ -1,7 +1,6 @@
 """A job ends exactly once, whatever happens: failures, hang-ups at every moment, a stop, a crash before."""
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -277,27 +276,50 @@ def test_a_stop_ends_what_is_under_way(tmp_path: Path) -> None:
         again.check_consistent()
 
 
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port)).close()
-    except ConnectionRefusedError:
-        return False
-    return True
+def stopping(fake: FakeServer) -> bool:
+    return "stopping" in httpx.get(fake.url + "/ready").json()["missing"]
 
 
-def test_a_stop_lets_pictures_come_to_their_end(tmp_path: Path) -> None:
+def test_a_stop_lets_pictures_come_to_their_end_while_new_ones_are_refused(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool, serving(tmp_path, grace=PATIENCE) as fake:
         fake.engine.gates["step"].close()
-        call = pool.submit(fake.post)
+        begun = pool.submit(fake.post)
         assert fake.engine.gates["step"].reached.wait(PATIENCE)
-        open_gates = fake.engine.open
+        httpx.post(fake.url + "/api/v1/queue/pause")
+        waiting = pool.submit(fake.post)
+        later = httpx.post(fake.url + "/api/v1/images/generate", json={"prompt": "a hat"}).json()["data"]["job_id"]
+        eventually(lambda: fake.queue == 3)
+        open_gates, refused = fake.engine.open, []
 
         def open_once_it_stops() -> None:
-            eventually(lambda: not listens(fake.port))
+            eventually(lambda: stopping(fake))
+            refused.append(fake.post())
+            refused.append(waiting.result(PATIENCE))
+            assert httpx.get(fake.url + "/health").status_code == 200
             open_gates()
 
         fake.engine.open = open_once_it_stops  # type: ignore[method-assign]
-    assert call.result().status_code == 200
+    assert begun.result().status_code == 200
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in refused] == [(503, "interrupted")] * 2
+    with serving(tmp_path) as again:
+        assert sorted(again.statuses) == ["completed", "failed", "pending"]
+        httpx.post(again.url + "/api/v1/queue/resume")
+        status = f"{again.url}/api/v1/jobs/{later}"
+        eventually(lambda: httpx.get(status).json()["data"]["status"] == "completed")
+        assert httpx.get(status).json()["data"]["attempts"] == 1
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool, serving(tmp_path, grace=100 * PATIENCE) as fake:
+        fake.engine.gates["step"].close()
+        call = pool.submit(fake.post)
+        assert fake.engine.gates["step"].reached.wait(PATIENCE)
+        fake.signal()
+        eventually(lambda: stopping(fake))
+        # The block's end is the second one; the device is busy until the caller has heard.
+        open_gates, fake.engine.open = fake.engine.open, lambda: None  # type: ignore[method-assign]
+        call.add_done_callback(lambda _: open_gates())
+    assert call.result().json()["error"]["code"] == "interrupted"
 
 
 def test_when_the_scheduler_dies_nobody_waits_for_ever(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

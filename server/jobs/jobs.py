@@ -16,6 +16,7 @@ from server.jobs.orders import Order, from_job, to_job
 from server.jobs.results import Result
 from server.jobs.runs import Run, Runner
 from server.scheduling.loop import Scheduler
+from server.scheduling.queue import Stage
 from server.weights import WeightHashes
 from storage.database import Database
 from storage.files import MediaFiles
@@ -61,6 +62,7 @@ class Jobs:
         self._runs: dict[str, Run] = {}
         self._tasks: dict[str, asyncio.Task[JobRecord]] = {}
         self._taking = set[asyncio.Task[JobRecord]]()
+        self._refusing = False
         self._closed: Exception | None = None
 
     @property
@@ -198,11 +200,24 @@ class Jobs:
         """The run of a job that is under way."""
         return self._runs.get(job_id)
 
+    @property
+    def finishing(self) -> bool:
+        """Whether a job has all of its pictures and not yet its end."""
+        return any(run.tickets and not any(ticket.live for ticket in run.tickets) for run in self._runs.values())
+
+    def wind_down(self) -> None:
+        """Take no more orders, and end those of which nothing is begun, as `stop` does."""
+        self._refusing = True
+        for run in self._runs.values():
+            if all(ticket.live and ticket.stage is Stage.WAITING for ticket in run.tickets):
+                run.stop(Interrupted())
+
     def stop(self, reason: Exception | None = None) -> None:
         """Take no more orders and end those under way; their waiters hear the reason, else `Interrupted`.
 
         Jobs that nobody waits for are left to the next run of the server, and after DeviceLost so are all.
         """
+        self._refusing = True
         self._closed = self._closed or reason or Interrupted()
         self._events.close()
         self._weights.halt()
@@ -224,7 +239,7 @@ class Jobs:
         return taking
 
     async def _take(self, order: Order, key: ClientKey | None) -> JobRecord:
-        if self._closed is not None:
+        if self._refusing:
             raise Interrupted
         if key is not None and (known := await self.store.known(order.owner_id, key)):
             return known
