@@ -43,6 +43,7 @@ from server.tracing import tracing
 from server.watchdog import watch
 from server.weights import WeightHashes
 from storage.database import Database
+from storage.stats import Stats
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +111,18 @@ async def _services(
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
         progress = Progress(jobs, scheduler, overview)
-        feed = Feed(jobs, events, progress, scheduler.previews)
         services = Services(
-            settings, Catalogue(catalog), scheduler, jobs, weights, readiness, metrics, overview, progress, feed
+            settings=settings,
+            catalogue=Catalogue(catalog),
+            scheduler=scheduler,
+            jobs=jobs,
+            weights=weights,
+            readiness=readiness,
+            metrics=metrics,
+            overview=overview,
+            progress=progress,
+            feed=Feed(jobs, events, progress, scheduler.previews),
+            stats=Stats(database),
         )
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))

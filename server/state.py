@@ -14,6 +14,7 @@ from server.overview import Overview
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
 from server.weights import WeightHashes
+from storage.stats import Stats
 
 LOCAL_OWNER = "local"
 """Everybody, while nobody is asked who they are."""
@@ -46,6 +47,7 @@ class Services:
     overview: Overview
     progress: Progress
     feed: Feed
+    stats: Stats
 
     @property
     def catalog(self) -> Catalog:

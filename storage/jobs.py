@@ -141,7 +141,7 @@ class JobStore:
         A job that was processing when the engine was lost may be what broke it: that is counted, and the
         `max_attempts`-th time it fails.
         """
-        marked = {"error_code": ENGINE_LOST, "error_message": message}
+        marked = {"error_code": ENGINE_LOST, "error_message": message} if lost else {}
         async with self._database.write() as session:
             found = await session.exec(select(Job.status, Job.losses, Job.max_attempts).where(Job.id == job_id))
             status, losses, most = found.one_or_none() or (None, 0, 1)

@@ -58,10 +58,9 @@ class Progress:
         """Seconds until all of a job's images will be done, where that can be told."""
         if run is None or not run.tickets or (self._scheduler.paused and not run.at_work):
             return None
-        known = [ends.get(ticket.order) for ticket in run.tickets if ticket.live]
-        if None in known:
-            return None
-        return max(0.0, max((end for end in known if end is not None), default=0.0) - monotonic())
+        promised = run.began + run.promised  # of one that has come since the last forecast
+        known = [ends.get(ticket.order, promised) for ticket in run.tickets if ticket.live]
+        return max(0.0, max(known, default=0.0) - monotonic())
 
     def _step(self, job: JobRecord, run: Run | None) -> str:
         """What is being done, in words."""

@@ -134,12 +134,14 @@ class Runner:
                 if run.stopped is not None:
                     raise run.stopped
                 return await self._complete(run, made)
-            except Exception as error:
+            except Exception as caught:
+                # A row that cannot be completed because somebody cancelled the job meanwhile is no fault of its own.
+                error = run.stopped if run.stopped is not None and isinstance(caught, IllegalTransition) else caught
                 heard = await self._end(run, error, [kept.image for kept in made if isinstance(kept, Kept)])
-                if heard is error:
+                if heard is caught:
                     raise
                 if heard is not None:
-                    raise heard from error
+                    raise heard from caught
 
     async def refuse(self, job: JobRecord, error: Exception) -> JobRecord:
         """Fail a job that will not be carried out."""
