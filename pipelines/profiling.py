@@ -53,7 +53,7 @@ def profile_of(family: Family, device: Device, folder: Path | None) -> Profile:
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("%s cannot be read (%s) and is measured anew", place, error)
     profile = measure(family)
-    if place is not None:
+    if place is not None and profile.counted:
         _keep(place, profile)
     return profile
 

@@ -72,8 +72,11 @@ async def _close(spans: "Spans") -> None:
 
 @contextmanager
 def _seldom_heard() -> Iterator[None]:
-    """Have OpenTelemetry's own log lines pass through `_Seldom`."""
+    """Have OpenTelemetry's own log lines pass through `_Seldom`, one for all servers of a process."""
     theirs, handler = logging.getLogger("opentelemetry"), _Seldom()
+    if any(isinstance(other, _Seldom) for other in theirs.handlers):
+        yield
+        return
     theirs.addHandler(handler)
     theirs.propagate = False
     try:
