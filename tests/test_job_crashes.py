@@ -15,7 +15,7 @@ from tests.storage_fakes import check_invariants, child, opened
 
 pytestmark = pytest.mark.anyio
 
-KILLS = int(os.environ.get("DARKROOM_TEST_KILLS", "25"))
+KILLS = int(os.environ.get("DARKROOM_TEST_KILLS", "12"))
 """How often a server is killed at a random moment."""
 
 PATIENCE = 60

@@ -34,9 +34,7 @@ PAUSED = "queue_paused"
 class Jobs:
     """One instance a server. `boot_id` tells its work from that of a run before it.
 
-    The listeners hear of each job once it has ended, on the event loop.
-
-    A verb without an owner is an operator's: anybody's jobs are meant.
+    The listeners hear of each job's end, on the event loop. Where the owner is None, anybody's jobs are meant.
     """
 
     def __init__(
@@ -71,21 +69,18 @@ class Jobs:
         return self._runner.broken
 
     async def recover(self, catalog: Catalog) -> None:
-        """Put in line what earlier runs of the server left to this one, in the order in which it was; sweep files.
-
-        What was being processed is left to `resume`.
-        """
+        """Put in line what earlier runs left, in its order, but for what was being processed (see `resume`); sweep."""
         recovered = await self.store.recover(self.boot_id)
         self._scheduler.pause(await self._switches.get(PAUSED))
         for job in await self.store.pending():
-            if not _suspect(job):
+            if not job.suspect:
                 await self.restart(job, catalog)
         swept = await self.files.sweep(self.images.known_ids)
         log.info("recovered %s, swept %s", recovered, swept)
 
     async def suspects(self) -> list[JobRecord]:
         """The jobs that may have ended an earlier run of the server, in the order in which they are due."""
-        return [job for job in await self.store.pending() if _suspect(job) and job.id not in self._runs]
+        return [job for job in await self.store.pending() if job.suspect and job.id not in self._runs]
 
     async def idle(self) -> None:
         """Wait until what is under way now has come to its end."""
@@ -103,10 +98,7 @@ class Jobs:
         return self._begin(Run(order, job))
 
     async def submit(self, order: Order, key: ClientKey | None = None) -> JobRecord:
-        """Take an order and return once it is durable.
-
-        Args:
-            key: how its client calls it. With a key that it used before, the job of that time is returned as it stands.
+        """Take an order and return once it is durable; with a key of before, the job of that time as it stands.
 
         Raises:
             QueueFull, Interrupted, KeyReused: before anything was written.
@@ -120,9 +112,7 @@ class Jobs:
 
         Raises:
             QueueFull, Interrupted, KeyReused: before anything was written.
-            EngineLost: the next run of the server carries it out.
-            Cancelled, JobFailed: it ended before.
-            PipelineError, StorageError: the first image's failure, when no image could be made.
+            EngineLost, Cancelled, JobFailed, PipelineError, StorageError: why there is no picture.
         """
         taking = self._take_apart(order, key)
         try:
@@ -299,11 +289,11 @@ class Jobs:
         weights = self._weights.known(run.order.entry)
         job = JobEnd(run.order, run.job.id, run.began, run.images, kept, weights, error)
         for listener in self._listeners:
-            try:
-                listener(job)
-            except Exception:
-                log.exception("who is told of each job failed at job %s", run.job.id)
+            _tell(listener, job)
 
 
-def _suspect(job: JobRecord) -> bool:
-    return bool(job.losses or job.attempts)
+def _tell(listener: Listener, job: JobEnd) -> None:
+    try:
+        listener(job)
+    except Exception:
+        log.exception("who is told of each job failed at job %s", job.id)
