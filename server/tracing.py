@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from math import inf
 from threading import Thread
 from time import monotonic
@@ -32,15 +32,15 @@ REPEAT_SECONDS = 600.0
 @asynccontextmanager
 async def tracing() -> AsyncIterator[Listener]:
     """Who hears of each job's end and tells the collector that the environment names, if it names one."""
-    with _seldom_heard():
-        spans = _spans()
-        if spans is None:
-            yield lambda job: None
-            return
-        try:
-            yield spans.job_ended
-        finally:
-            await _close(spans)
+    _quieten()
+    spans = _spans()
+    if spans is None:
+        yield lambda job: None
+        return
+    try:
+        yield spans.job_ended
+    finally:
+        await _close(spans)
 
 
 def _spans() -> "Spans | None":
@@ -70,20 +70,13 @@ async def _close(spans: "Spans") -> None:
         log.warning("the last traces are lost: the collector did not take them within %g s", FLUSH_SECONDS)
 
 
-@contextmanager
-def _seldom_heard() -> Iterator[None]:
-    """Have OpenTelemetry's own log lines pass through `_Seldom`, one for all servers of a process."""
-    theirs, handler = logging.getLogger("opentelemetry"), _Seldom()
-    if any(isinstance(other, _Seldom) for other in theirs.handlers):
-        yield
-        return
-    theirs.addHandler(handler)
+def _quieten() -> None:
+    """Have OpenTelemetry's own log lines pass through a `_Seldom`, one for all servers of a process."""
+    theirs = logging.getLogger("opentelemetry")
+    for former in [handler for handler in theirs.handlers if isinstance(handler, _Seldom)]:
+        theirs.removeHandler(former)
+    theirs.addHandler(_Seldom())
     theirs.propagate = False
-    try:
-        yield
-    finally:
-        theirs.propagate = True
-        theirs.removeHandler(handler)
 
 
 class _Seldom(logging.Handler):

@@ -68,7 +68,7 @@ class Progress:
             return str(job.status)
         if run is None or not run.tickets:
             return "waiting for the next attempt" if job.attempts else "waiting in queue"
-        if not run.at_work:
+        if not run.at_work or job.status is JobStatus.PENDING:
             return "the queue is paused" if self._scheduler.paused else self._waiting(run)
         return _at_work(run.tickets)
 
