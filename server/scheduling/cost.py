@@ -28,6 +28,7 @@ FIRST_TIMES = 50.0
 """How many times longer the first step or decode of its kind may take: kernels are chosen, compiled and captured."""
 
 LEAST_FIRST_SECONDS = 30.0
+"""What it may take anyhow, however little is to be computed."""
 
 
 @dataclass

@@ -185,15 +185,15 @@ class Scheduler:
 
     async def _begin_some(self) -> bool:
         """Encode prompts and draw the noise of the images next in line."""
-        waiting, busy = self.line.at(Stage.WAITING), self.line.busy
+        if self.paused or not (waiting := self.line.at(Stage.WAITING)):
+            return False
         ready = [ticket for ticket in waiting if ticket.key.model in self.models.resident]
-        ready = policy.not_held(ready, waiting, lambda model: self.models.crowding(model, busy))
+        ready = policy.not_held(ready, waiting, partial(self.models.crowding, busy=self.line.busy))
         begun = self.line.at(Stage.ENCODING, Stage.DENOISING)
         batch = policy.admit(ready, begun, self.books.cost, self.cap, self._max_rows)
-        if self.paused or not batch:
+        if not batch:
             return False
         entry = batch[0].entry
-        self.models.used(entry.identity)
         for ticket in batch:
             ticket.stage = Stage.ENCODING
             if ticket.started is None:
