@@ -26,6 +26,7 @@ from server.disconnect import ClientGone
 from server.endings import Listener
 from server.errors import handle, request_id
 from server.gpu import WorkerThread
+from server.identity.guard import PUBLIC, authorise, caller_of
 from server.jobs.events import Events
 from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
@@ -66,8 +67,12 @@ def create_app(settings: Settings, catalog: Catalog, new_engine: Callable[[], En
             yield
 
     return Litestar(
-        route_handlers=[*controllers(), home, create_static_files_router("/assets", [WEB])],
-        dependencies={"services": Provide(_from_state, sync_to_thread=False)},
+        route_handlers=[*controllers(), home, create_static_files_router("/assets", [WEB], opt=PUBLIC)],
+        dependencies={
+            "services": Provide(_from_state, sync_to_thread=False),
+            "caller": Provide(caller_of, sync_to_thread=False),
+        },
+        guards=[authorise],
         exception_handlers={Exception: handle, ClientGone: _nobody},
         lifespan=[running],
         before_request=_guard,
@@ -77,7 +82,7 @@ def create_app(settings: Settings, catalog: Catalog, new_engine: Callable[[], En
     )
 
 
-@get("/", include_in_schema=False, sync_to_thread=False)
+@get("/", include_in_schema=False, opt=PUBLIC, sync_to_thread=False)
 def home() -> Redirect:
     """A person who opens the server lands on its documentation."""
     return Redirect("/docs")

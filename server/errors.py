@@ -58,6 +58,14 @@ class CrossSite(Exception):
     """A page of another site wants something done here."""
 
 
+class Unauthenticated(Exception):
+    """Nobody knows who asks."""
+
+
+class Forbidden(Exception):
+    """It is known who asks, and that they may not."""
+
+
 class WrongMediaType(Exception):
     """A body that is not declared as JSON."""
 
@@ -134,6 +142,8 @@ ANSWERS: dict[type[Exception], Answer] = {
     UnknownField: Answer(400, "unknown_parameter"),
     UnsupportedField: Answer(400, "unsupported_parameter"),
     MetadataTooLarge: Answer(400, "invalid_value"),
+    Unauthenticated: Answer(401, "invalid_api_key"),
+    Forbidden: Answer(403, "forbidden"),
     CrossSite: Answer(403, "cross_site"),
     UnknownModel: Answer(404, "model_not_found"),
     NotFound: Answer(404, "not_found"),

@@ -15,6 +15,7 @@ from pipelines.request import MAX_SEED, ImageRequest, Wishes, check_range, settl
 from pipelines.sizes import parse_size, size_of_ratio
 from pipelines.wording import mistyped, nearest
 from server.errors import MissingField, UnknownField, UnsupportedField
+from server.identity.caller import Caller
 from server.jobs.orders import Order
 from storage.encoding import encode
 from storage.errors import MetadataTooLarge
@@ -58,6 +59,7 @@ class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
     priority: int | None = None
     deadline: float | None = None
     session_id: str | None = None
+    public: bool | None = None
     respond_async: bool | None = None
 
 
@@ -80,7 +82,6 @@ LATER = {
     "refiner": "the refiner",
     "watermark": "watermarks",
     "tags": "tags",
-    "public": "public images",
 }
 
 
@@ -123,7 +124,7 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
         raise InvalidRequest(field, f"{field} {mistyped(message.split(' - at ')[0])}.") from error
 
 
-def order_of(body: GenerationBody, catalog: Catalog, owner_id: str, traceparent: str | None = None) -> Order:
+def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent: str | None = None) -> Order:
     """Settle what a client wants against the catalogue.
 
     Raises:
@@ -160,7 +161,8 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str, traceparent:
     format = image_format(body.output_format)
     _check_story(requests[-1], entry, format)
     return Order(
-        owner_id=owner_id,
+        owner_id=caller.owner_id,
+        key_id=caller.key_id,
         entry=entry,
         requests=requests,
         format=format,
@@ -170,6 +172,7 @@ def order_of(body: GenerationBody, catalog: Catalog, owner_id: str, traceparent:
         session_id=_short("session_id", body.session_id),
         user=_short("user", body.user),
         safety_identifier=_short("safety_identifier", body.safety_identifier),
+        public=bool(body.public),
         notes={"quality": quality},
         traceparent=traceparent,
     )

@@ -17,11 +17,11 @@ from pipelines.infotext import metadata
 from pipelines.models_toml import load_catalog
 from server.generation import image_format, order_of, read_body
 from server.gpu import WorkerThread
+from server.identity.caller import LOCAL
 from server.jobs.orders import Order
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Picture, Ticket
 from server.settings import Settings
-from server.state import LOCAL_OWNER
 from server.weights import WeightHashes
 from storage.encoding import encode
 
@@ -37,7 +37,7 @@ def generate_files(settings: Settings, fields: dict[str, Any], output: Path | No
         if not output.absolute().parent.is_dir():
             raise InvalidRequest("output", f"There is no folder {output.absolute().parent}.")
         fields = fields | {"output_format": output.suffix.removeprefix(".") or "png"}
-    order = order_of(read_body(fields), load_catalog(settings.models, family_facts()), LOCAL_OWNER)
+    order = order_of(read_body(fields), load_catalog(settings.models, family_facts()), LOCAL)
     outcomes, model_hash = asyncio.run(_make(settings, order))
     written = []
     for path, request, outcome in zip(_paths(output, order), order.requests, outcomes, strict=True):

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from litestar import Router
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Reference, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
 from server.generation import GenerationBody
+from server.identity.guard import PUBLIC
 
 ASSETS = "/assets/vendor/swagger-ui"
 _BODIES = {"GenerationBody": GenerationBody}
@@ -44,6 +46,7 @@ def openapi_config(version: str) -> OpenAPIConfig:
         title="Darkroom",
         version=version,
         path="/docs",
+        openapi_router=Router("/docs", route_handlers=[], opt=PUBLIC, include_in_schema=False),
         use_handler_docstrings=True,
         render_plugins=[page, JsonRenderPlugin()],
     )

@@ -16,9 +16,6 @@ from server.settings import Settings
 from server.weights import WeightHashes
 from storage.stats import Stats
 
-LOCAL_OWNER = "local"
-"""Everybody, while nobody is asked who they are."""
-
 
 @dataclass
 class Readiness:

@@ -257,4 +257,4 @@ def record_of(job: Job) -> JobRecord:
 
 
 def _image(job: Job, new: NewImage) -> Image:
-    return Image(job_id=job.id, owner_id=job.owner_id, session_id=job.session_id, **asdict(new))
+    return Image(job_id=job.id, owner_id=job.owner_id, session_id=job.session_id, public=job.public, **asdict(new))

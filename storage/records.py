@@ -37,6 +37,8 @@ class NewJob:
     image_count: int = 1
     user: str | None = None
     safety_identifier: str | None = None
+    key_id: str | None = None
+    public: bool = False
     attached: bool = True
     """Whether a client waits for the answer: such a job ends with the run of the server that it was sent to."""
     max_attempts: int = MAXIMUM_ATTEMPTS
@@ -50,6 +52,8 @@ class JobRecord:
         due_at: the time before which it is not tried again.
         moved_at: when it was last moved to the front of its priority.
         boot_id: the run of the server that took it.
+        key_id: the credential it was sent with, by which figures are kept.
+        public: whether anybody may see its pictures who has their address.
         losses: how often the engine was lost while the job was processing, which spends none of its attempts.
         outcome: what its end came to besides pictures, as the server wrote it.
         cost: 0 until its end.
@@ -67,6 +71,8 @@ class JobRecord:
     image_count: int
     user: str | None
     safety_identifier: str | None
+    key_id: str | None
+    public: bool
     attached: bool
     due_at: datetime | None
     moved_at: datetime | None
@@ -150,6 +156,7 @@ class ImageRecord(NewImage):
     job_id: str
     owner_id: str
     session_id: str | None
+    public: bool
     deleted_at: datetime | None
 
     @property

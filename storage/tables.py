@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
     true,
 )
@@ -71,6 +72,8 @@ class Job(SQLModel, table=True):
     image_count: int
     user: str | None
     safety_identifier: str | None
+    key_id: str | None = None
+    public: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     attached: bool = Field(default=True, sa_column_kwargs={"server_default": true()})
     due_at: datetime | None = Field(default=None, sa_type=Moment)
     moved_at: datetime | None = Field(default=None, sa_type=Moment)
@@ -120,6 +123,7 @@ class Image(SQLModel, table=True):
     sha256: str
     generation_seconds: float
     cost: float
+    public: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     created_at: datetime = Field(sa_type=Moment)
     deleted_at: datetime | None = Field(default=None, sa_type=Moment)
 
@@ -144,3 +148,28 @@ class Switch(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     enabled: bool
+
+
+class ApiKey(SQLModel, table=True):
+    """A credential of somebody's: who they are and what it is good for, but not its secret."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True)
+    owner_id: str
+    name: str
+    role: str
+    scopes: list[str] = Field(sa_type=JSON)
+    digest: str
+    created_at: datetime = Field(sa_type=Moment)
+    expires_at: datetime | None = Field(default=None, sa_type=Moment)
+    revoked_at: datetime | None = Field(default=None, sa_type=Moment)
+
+
+class Secret(SQLModel, table=True):
+    """A random value that is drawn once, such as the one that signs links."""
+
+    __tablename__ = "secrets"
+
+    name: str = Field(primary_key=True)
+    value: bytes

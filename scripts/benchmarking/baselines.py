@@ -16,6 +16,7 @@ from pipelines.infotext import metadata
 from pipelines.request import ImageRequest
 from server.generation import order_of, read_body
 from server.gpu import WorkerThread
+from server.identity.caller import LOCAL
 from storage.encoding import encode
 from storage.media import ImageFormat
 
@@ -139,7 +140,7 @@ def create_baseline(name: str, model: Model, observer: Observer) -> Litestar:
 
     @post("/v1/images/generations", status_code=200)
     async def generate(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        settled = order_of(read_body(await request.json()), model.catalog, "").requests[0]
+        settled = order_of(read_body(await request.json()), model.catalog, LOCAL).requests[0]
         image = await request.app.state.baseline.picture(settled)
         content = await asyncio.to_thread(encode, image, ImageFormat.PNG, metadata(settled, model.entry))
         return {"data": [{"b64_json": b64encode(content).decode("ascii")}]}

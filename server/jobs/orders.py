@@ -28,6 +28,8 @@ class Order:
     session_id: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
+    key_id: str | None = None
+    public: bool = False
     attached: bool = True
     """Whether its client waits for the answer, or comes back for it."""
     notes: dict[str, Any] = field(default_factory=dict)
@@ -53,6 +55,8 @@ def to_job(order: Order) -> NewJob:
         image_count=len(order.requests),
         user=order.user,
         safety_identifier=order.safety_identifier,
+        key_id=order.key_id,
+        public=order.public,
         attached=order.attached,
     )
 
@@ -75,6 +79,8 @@ def from_job(job: JobRecord, catalog: Catalog) -> Order:
         session_id=job.session_id,
         user=job.user,
         safety_identifier=job.safety_identifier,
+        key_id=job.key_id,
+        public=job.public,
         attached=job.attached,
         notes=job.request["notes"],
     )

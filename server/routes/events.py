@@ -13,8 +13,9 @@ from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
 from server.cross_site import refuse_foreign
+from server.identity.caller import Caller
 from server.jobs.feed import Told
-from server.state import LOCAL_OWNER, Services
+from server.state import Services
 
 
 class Events(Controller):
@@ -24,27 +25,33 @@ class Events(Controller):
 
     @get("/api/v1/jobs/{job_id:str}/events", media_type="text/event-stream")
     async def of_job(
-        self, services: NamedDependency[Services], job_id: FromPath[str], previews: FromQuery[bool] = False
+        self,
+        services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
+        job_id: FromPath[str],
+        previews: FromQuery[bool] = False,
     ) -> ServerSentEvent:
         """One job, until it ends."""
-        await services.jobs.store.get(LOCAL_OWNER, job_id)
-        return ServerSentEvent(_messages(services.feed.follow(LOCAL_OWNER, job_id, previews=previews)))
+        await services.jobs.store.get(caller.owner_id, job_id)
+        return ServerSentEvent(_messages(services.feed.follow(caller.owner_id, job_id, previews=previews)))
 
     @get("/api/v1/events", media_type="text/event-stream")
     async def all(
         self,
         services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
         last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
         previews: FromQuery[bool] = False,
     ) -> ServerSentEvent:
         """The caller's jobs: those that are open, those that ended since the last event received, then all changes."""
-        return ServerSentEvent(_messages(services.feed.follow(LOCAL_OWNER, since=last_event_id, previews=previews)))
+        return ServerSentEvent(_messages(services.feed.follow(caller.owner_id, since=last_event_id, previews=previews)))
 
     @websocket("/ws")
     async def socket(
         self,
         socket: WebSocket[Any, Any, Any],
         services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
         job: FromQuery[str | None] = None,
         since: FromQuery[str | None] = None,
         previews: FromQuery[bool] = False,
@@ -54,7 +61,7 @@ class Events(Controller):
         await socket.accept()
         gone = asyncio.create_task(_hang_up(socket))
         try:
-            async for told in services.feed.follow(LOCAL_OWNER, job, since=since, previews=previews):
+            async for told in services.feed.follow(caller.owner_id, job, since=since, previews=previews):
                 if gone.done():
                     return
                 message = {"type": "idle"} if told is None else {"type": told.type, "id": told.id, "data": told.data}

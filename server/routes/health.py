@@ -6,6 +6,7 @@ from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 
 from server.catalogue import Catalogue
+from server.identity.guard import PUBLIC
 from server.playground import iso
 from server.state import Services
 
@@ -15,7 +16,7 @@ class Health(Controller):
 
     tags = ["health"]
 
-    @get("/health", sync_to_thread=False)
+    @get("/health", opt=PUBLIC, sync_to_thread=False)
     def health(self, services: NamedDependency[Services]) -> Response[dict[str, str]]:
         """200; 503 and why, once the scheduler has stopped or the device was lost, which only a restart mends."""
         dead = services.readiness.dead
@@ -23,7 +24,7 @@ class Health(Controller):
             return Response({"status": "stopped", "reason": dead}, status_code=503)
         return Response({"status": "ok"})
 
-    @get("/ready", sync_to_thread=False)
+    @get("/ready", opt=PUBLIC, sync_to_thread=False)
     def ready(self, services: NamedDependency[Services]) -> Response[dict[str, Any]]:
         """200 when the default model can be used and the scheduler works; else 503 and why not."""
         missing = services.missing

@@ -7,8 +7,9 @@ from litestar import Controller, delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
+from server.identity.caller import Caller
 from server.playground import image_facts
-from server.state import LOCAL_OWNER, Services
+from server.state import Services
 
 
 class Images(Controller):
@@ -21,23 +22,28 @@ class Images(Controller):
     async def history(
         self,
         services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
         page: Annotated[int, QueryParameter(ge=1, le=1_000_000)] = 1,
         perPage: Annotated[int, QueryParameter(ge=1, le=100)] = 20,  # as written in the query, for errors name it so
     ) -> dict[str, Any]:
         """Finished images, newest first."""
-        found = await services.jobs.images.history(LOCAL_OWNER, page, perPage)
+        found = await services.jobs.images.history(caller.owner_id, page, perPage)
         images = [image_facts(image) for image in found.images]
         return {"images": images, "total": found.total, "page": page, "perPage": perPage}
 
     @get("/{image_id:str}")
-    async def image(self, services: NamedDependency[Services], image_id: FromPath[str]) -> dict[str, Any]:
+    async def image(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], image_id: FromPath[str]
+    ) -> dict[str, Any]:
         """One image with every setting that made it."""
-        return image_facts(await services.jobs.images.get(LOCAL_OWNER, image_id))
+        return image_facts(await services.jobs.images.get(caller.owner_id, image_id))
 
     @delete("/{image_id:str}", status_code=200)
-    async def delete_image(self, services: NamedDependency[Services], image_id: FromPath[str]) -> dict[str, Any]:
+    async def delete_image(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], image_id: FromPath[str]
+    ) -> dict[str, Any]:
         """Delete an image: its row first, durably, then its files."""
-        image = await services.jobs.images.delete(LOCAL_OWNER, image_id)
+        image = await services.jobs.images.delete(caller.owner_id, image_id)
         for name in (image.media_name, image.thumbnail_name):
             await asyncio.to_thread(services.jobs.files.delete, name)
         return {"success": True, "data": {"id": image.id}}

@@ -10,11 +10,13 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from pipelines.errors import InvalidRequest
 from pipelines.request import check_range
 from server.body import read_json
-from server.client_key import client_key
-from server.generation import MAX_PRIORITY, order_of, read_body
+from server.generation import MAX_PRIORITY
+from server.identity.caller import Caller
+from server.identity.guard import OPERATOR
+from server.intake import read_order
 from server.jobs.orders import Order
 from server.openapi import documents_body
-from server.state import LOCAL_OWNER, Services
+from server.state import Services
 from storage.records import ClientKey, JobQuery, JobRecord, JobStatus
 
 FRONT = "front"
@@ -29,17 +31,17 @@ class Jobs(Controller):
 
     @post("/images/generate", status_code=202, operation_class=documents_body("GenerationBody"))
     async def generate(
-        self, request: Request[Any, Any, Any], services: NamedDependency[Services]
+        self, request: Request[Any, Any, Any], services: NamedDependency[Services], caller: NamedDependency[Caller]
     ) -> Response[dict[str, Any]]:
         """Queue a job and return at once."""
-        data = await read_json(request)
-        order = order_of(read_body(data), services.catalog, LOCAL_OWNER, request.headers.get("traceparent"))
-        return await queued(services, order, client_key(request.headers, data))
+        asked = await read_order(request, services, caller)
+        return await queued(services, asked.order, asked.key)
 
     @get("/jobs")
     async def jobs(
         self,
         services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
         status: FromQuery[list[str] | None] = None,
         session_id: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
@@ -47,38 +49,50 @@ class Jobs(Controller):
     ) -> dict[str, Any]:
         """The caller's jobs, newest first."""
         statuses = [_status(word) for word in status or ()]
-        query = JobQuery(owner_id=LOCAL_OWNER, session_id=session_id, statuses=statuses, limit=limit, cursor=cursor)
+        query = JobQuery(owner_id=caller.owner_id, session_id=session_id, statuses=statuses, limit=limit, cursor=cursor)
         page = await services.jobs.lists.page(query)
         pagination = {"total_items": page.total, "next_cursor": page.cursor}
         return _success({"jobs": await services.progress.of(page.jobs), "pagination": pagination})
 
     @get(["/jobs/{job_id:str}", "/jobs/{job_id:str}/status"])
-    async def job(self, services: NamedDependency[Services], job_id: FromPath[str]) -> dict[str, Any]:
+    async def job(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
+    ) -> dict[str, Any]:
         """One job: how far it is, when it will be done, what came of it."""
-        return _success(await services.progress.one(await services.jobs.store.get(LOCAL_OWNER, job_id)))
+        return _success(await services.progress.one(await services.jobs.store.get(caller.owner_id, job_id)))
 
     @delete("/jobs/{job_id:str}", status_code=200)
-    async def delete_job(self, services: NamedDependency[Services], job_id: FromPath[str]) -> dict[str, Any]:
+    async def delete_job(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
+    ) -> dict[str, Any]:
         """Cancel a job that has not ended."""
-        return _success(await services.progress.one(await services.jobs.cancel(LOCAL_OWNER, job_id)))
+        return _success(await services.progress.one(await services.jobs.cancel(caller.owner_id, job_id)))
 
     @post("/jobs/{job_id:str}/cancel", status_code=200)
-    async def cancel(self, services: NamedDependency[Services], job_id: FromPath[str]) -> dict[str, Any]:
+    async def cancel(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
+    ) -> dict[str, Any]:
         """Cancel a job that has not ended."""
-        return _success(await services.progress.one(await services.jobs.cancel(LOCAL_OWNER, job_id)))
+        return _success(await services.progress.one(await services.jobs.cancel(caller.owner_id, job_id)))
 
     @post("/jobs/{job_id:str}/retry", status_code=202)
-    async def retry(self, services: NamedDependency[Services], job_id: FromPath[str]) -> Response[dict[str, Any]]:
+    async def retry(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
+    ) -> Response[dict[str, Any]]:
         """Queue a job anew that failed or was cancelled."""
-        return await accepted(services, await services.jobs.retry(LOCAL_OWNER, job_id, services.catalog))
+        return await accepted(services, await services.jobs.retry(caller.owner_id, job_id, services.catalog))
 
     @patch("/jobs/{job_id:str}")
     async def change(
-        self, request: Request[Any, Any, Any], services: NamedDependency[Services], job_id: FromPath[str]
+        self,
+        request: Request[Any, Any, Any],
+        services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
+        job_id: FromPath[str],
     ) -> dict[str, Any]:
         """Give a job another priority, or move it to the front of its priority."""
         priority, to_front = _place(await read_json(request))
-        job = await services.jobs.change(LOCAL_OWNER, job_id, priority=priority, to_front=to_front)
+        job = await services.jobs.change(caller.owner_id, job_id, priority=priority, to_front=to_front)
         return _success(await services.progress.one(job))
 
     @get("/images/queue", sync_to_thread=False)
@@ -90,34 +104,38 @@ class Jobs(Controller):
 
     @put("/images/queue/{job_id:str}/status")
     async def set_status(
-        self, request: Request[Any, Any, Any], services: NamedDependency[Services], job_id: FromPath[str]
+        self,
+        request: Request[Any, Any, Any],
+        services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
+        job_id: FromPath[str],
     ) -> dict[str, Any]:
         """Cancel a job, or queue it anew."""
         wanted = (await read_json(request)).get("status")
         if wanted == JobStatus.CANCELLED:
-            job = await services.jobs.cancel(LOCAL_OWNER, job_id)
+            job = await services.jobs.cancel(caller.owner_id, job_id)
         elif wanted == JobStatus.PENDING:
-            job = await services.jobs.retry(LOCAL_OWNER, job_id, services.catalog)
+            job = await services.jobs.retry(caller.owner_id, job_id, services.catalog)
         else:
             raise InvalidRequest("status", "status must be cancelled or pending; the others come by themselves.")
         return _success(await services.progress.one(job))
 
-    @post("/queue/pause", status_code=200)
+    @post("/queue/pause", status_code=200, opt=OPERATOR)
     async def pause(self, services: NamedDependency[Services]) -> dict[str, Any]:
         """Begin no more pictures; those begun go on. It lasts until `resume`, also over a restart."""
         await services.jobs.pause(True)
         return _success({"paused": True})
 
-    @post("/queue/resume", status_code=200)
+    @post("/queue/resume", status_code=200, opt=OPERATOR)
     async def resume(self, services: NamedDependency[Services]) -> dict[str, Any]:
         """Begin pictures again."""
         await services.jobs.pause(False)
         return _success({"paused": False})
 
     @post("/queue/clear", status_code=200)
-    async def clear(self, services: NamedDependency[Services]) -> dict[str, Any]:
+    async def clear(self, services: NamedDependency[Services], caller: NamedDependency[Caller]) -> dict[str, Any]:
         """Cancel every job of the caller's that waits; those that are being processed go on."""
-        return _success({"cancelled": await services.jobs.clear(LOCAL_OWNER)})
+        return _success({"cancelled": await services.jobs.clear(caller.owner_id)})
 
 
 async def queued(services: Services, order: Order, key: ClientKey | None) -> Response[dict[str, Any]]:

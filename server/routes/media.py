@@ -12,7 +12,8 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from server.state import LOCAL_OWNER, Services
+from server.identity.caller import Caller
+from server.state import Services
 from storage.errors import MediaNotFound
 from storage.files import MediaFiles
 from storage.media import MediaKind, MediaName
@@ -35,6 +36,7 @@ class Media(Controller):
         self,
         request: Request[Any, Any, Any],
         services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
         kind: FromPath[str],
         year: FromPath[str],
         month: FromPath[str],
@@ -42,7 +44,7 @@ class Media(Controller):
     ) -> Response[Any]:
         """One picture or thumbnail."""
         name = MediaName.parse(kind, year, month, file)
-        image = await services.jobs.images.find_media(name.image_id, LOCAL_OWNER)
+        image = await services.jobs.images.find_media(name.image_id, caller.owner_id)
         if name not in (image.media_name, image.thumbnail_name):
             raise MediaNotFound
         stream, size = await asyncio.to_thread(_open, services.jobs.files, name, image)

@@ -4,6 +4,7 @@ from litestar import Controller, MediaType, Response, get
 from litestar.di import NamedDependency
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from server.identity.guard import OPERATOR
 from server.state import Services
 
 
@@ -12,7 +13,7 @@ class Metrics(Controller):
 
     tags = ["health"]
 
-    @get("/metrics", sync_to_thread=False, media_type=MediaType.TEXT)
+    @get("/metrics", opt=OPERATOR, sync_to_thread=False, media_type=MediaType.TEXT)
     def metrics(self, services: NamedDependency[Services]) -> Response[bytes]:
         """What is measured of this server, in Prometheus' text format."""
         return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})

@@ -9,17 +9,17 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from pipelines.catalog import ModelEntry
-from server.body import read_json
-from server.client_key import client_key
 from server.disconnect import while_connected
-from server.generation import order_of, read_body, wants_base64
+from server.generation import wants_base64
+from server.identity.caller import Caller
+from server.intake import read_order
 from server.jobs.jobs import Jobs
 from server.jobs.orders import Order
 from server.jobs.results import Result
 from server.openapi import documents_body
 from server.playground import image_facts
 from server.routes.jobs import queued
-from server.state import LOCAL_OWNER, Services
+from server.state import Services
 from storage.files import MediaFiles
 from storage.records import ImageRecord
 
@@ -32,16 +32,15 @@ class OpenAI(Controller):
 
     @post("/images/generations", status_code=200, operation_class=documents_body("GenerationBody"))
     async def generate(
-        self, request: Request[Any, Any, Any], services: NamedDependency[Services]
+        self, request: Request[Any, Any, Any], services: NamedDependency[Services], caller: NamedDependency[Caller]
     ) -> Response[dict[str, Any]]:
         """Make pictures and wait for them; with `async`, or `Prefer: respond-async`, they are fetched later."""
-        data = await read_json(request)
-        body, key = read_body(data), client_key(request.headers, data)
-        order = order_of(body, services.catalog, LOCAL_OWNER, request.headers.get("traceparent"))
+        asked = await read_order(request, services, caller)
+        body, order = asked.body, asked.order
         if body.respond_async or "respond-async" in request.headers.get("prefer", ""):
-            return await queued(services, order, key)
+            return await queued(services, order, asked.key)
         base = None if wants_base64(body) else services.settings.public_url or str(request.base_url)
-        result = await while_connected(request, services.jobs.run(order, key))
+        result = await while_connected(request, services.jobs.run(order, asked.key))
         items = [await _item(services.jobs, image, base) for image in result.images]
         return Response(_response(order, result, items))
 

@@ -8,7 +8,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from server.errors import NoPreview
-from server.state import LOCAL_OWNER, Services
+from server.identity.caller import Caller
+from server.state import Services
 from storage.encoding import encode
 from storage.media import ImageFormat
 
@@ -27,11 +28,13 @@ class ServerOverview(Controller):
         return {"success": True, "data": services.overview.queue(limit)}
 
     @get("/queue/{number:int}/preview", media_type="image/webp")
-    async def preview(self, services: NamedDependency[Services], number: FromPath[int]) -> Response[bytes]:
+    async def preview(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], number: FromPath[int]
+    ) -> Response[bytes]:
         """What one of the caller's own pictures looks like by now: small, and drawn when it is asked for."""
         ticket = services.scheduler.line.find(number)
         image = None
-        if ticket is not None and ticket.owner == LOCAL_OWNER:
+        if ticket is not None and ticket.owner == caller.owner_id:
             image = await services.scheduler.previews.of(ticket)
         if image is None:
             raise NoPreview(number)

@@ -7,8 +7,9 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery, QueryParameter
 
+from server.identity.caller import Caller
 from server.playground import iso
-from server.state import LOCAL_OWNER, Services
+from server.state import Services
 from storage.records import ImageRecord, JobQuery, JobRecord
 from storage.stats import Seconds, Totals
 
@@ -22,12 +23,14 @@ class Stats(Controller):
     tags = ["stats"]
 
     @get("/stats")
-    async def stats(self, services: NamedDependency[Services], days: Days = 30) -> dict[str, Any]:
+    async def stats(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
+    ) -> dict[str, Any]:
         """Totals of the last days, the models used most, and each day."""
         since = _since(days)
-        totals = await services.stats.totals(LOCAL_OWNER, since)
-        models = await services.stats.models(LOCAL_OWNER, since)
-        found = await services.stats.days(LOCAL_OWNER, since)
+        totals = await services.stats.totals(caller.owner_id, since)
+        models = await services.stats.models(caller.owner_id, since)
+        found = await services.stats.days(caller.owner_id, since)
         data = _totals(totals) | {
             "days": days,
             "popularModels": [{"model": model, "images": count} for model, count in models[:10]],
@@ -36,21 +39,25 @@ class Stats(Controller):
         return {"success": True, "data": data}
 
     @get("/stats/models")
-    async def models(self, services: NamedDependency[Services], days: Days = 30) -> dict[str, Any]:
+    async def models(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
+    ) -> dict[str, Any]:
         """The same for each model, the one used most first."""
         since = _since(days)
         models = [
-            {"model": model} | _totals(await services.stats.totals(LOCAL_OWNER, since, model))
-            for model, _ in await services.stats.models(LOCAL_OWNER, since)
+            {"model": model} | _totals(await services.stats.totals(caller.owner_id, since, model))
+            for model, _ in await services.stats.models(caller.owner_id, since)
         ]
         return {"success": True, "data": {"days": days, "models": models}}
 
     @get("/usage")
-    async def usage(self, services: NamedDependency[Services], days: Days = 30) -> dict[str, Any]:
+    async def usage(
+        self, services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
+    ) -> dict[str, Any]:
         """What the caller used of the server."""
-        totals = await services.stats.totals(LOCAL_OWNER, _since(days))
+        totals = await services.stats.totals(caller.owner_id, _since(days))
         data = {
-            "owner": LOCAL_OWNER,
+            "owner": caller.owner_id,
             "days": days,
             "jobs": sum(totals.jobs.values()),
             "images": totals.images,
@@ -64,12 +71,13 @@ class Stats(Controller):
     async def prompts(
         self,
         services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
         session_id: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
         cursor: FromQuery[str | None] = None,
     ) -> dict[str, Any]:
         """The caller's prompts, newest first, and what came of each."""
-        query = JobQuery(owner_id=LOCAL_OWNER, session_id=session_id, limit=limit, cursor=cursor)
+        query = JobQuery(owner_id=caller.owner_id, session_id=session_id, limit=limit, cursor=cursor)
         page = await services.jobs.lists.page(query)
         images = await services.jobs.images.of_jobs([job.id for job in page.jobs])
         prompts = [_prompt(job, images.get(job.id, [])) for job in page.jobs]

@@ -1,0 +1,41 @@
+"""Callers: whose name a request is made in, and what they may do."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+LOCAL_OWNER = "local"
+"""Everybody, while nobody is asked who they are."""
+
+
+class Role(StrEnum):
+    """Users have their own jobs and pictures; operators run the server as well."""
+
+    USER = "user"
+    OPERATOR = "operator"
+
+
+class Permission(StrEnum):
+    """What a credential is good for: looking, or changing something as well."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """One who asks. `key_id` names the credential in figures; after `expires` it is worth nothing."""
+
+    owner_id: str
+    role: Role = Role.USER
+    scopes: frozenset[Permission] = frozenset(Permission)
+    key_id: str | None = None
+    expires: datetime | None = None
+
+    @property
+    def is_operator(self) -> bool:
+        return self.role is Role.OPERATOR
+
+
+LOCAL = Caller(LOCAL_OWNER, Role.OPERATOR)
+"""Whoever asks while authentication is off."""
