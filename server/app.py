@@ -7,26 +7,28 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from litestar import Litestar, Request, Response, get
 from litestar.datastructures import MutableScopeHeaders, State
 from litestar.di import Provide
-from litestar.exceptions import NotFoundException
 from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 from litestar.types import Message, Scope
 
 from pipelines.catalog import Catalog
-from pipelines.errors import DeviceLost, InvalidRequest, PipelineError
+from pipelines.errors import DeviceLost, PipelineError
 from pipelines.hashing import CACHE_NAME
 from server.catalogue import Catalogue
-from server.cross_site import refuse_cross_site
 from server.disconnect import ClientGone
 from server.endings import Listener
 from server.errors import handle, request_id
 from server.gpu import WorkerThread
-from server.identity.guard import PUBLIC, authorise, caller_of
+from server.identity.gate import Gate
+from server.identity.guard import PUBLIC, authorise, caller_of, screen
+from server.identity.keys import Keys
+from server.identity.links import Links
+from server.identity.local_pass import LocalPass, remove_pass, write_pass
+from server.identity.tokens import Tokens, Trust
 from server.jobs.events import Events
 from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
@@ -44,6 +46,8 @@ from server.tracing import tracing
 from server.watchdog import watch
 from server.weights import WeightHashes
 from storage.database import Database
+from storage.keys import KeyStore
+from storage.secrets import secret
 from storage.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -72,10 +76,9 @@ def create_app(settings: Settings, catalog: Catalog, new_engine: Callable[[], En
             "services": Provide(_from_state, sync_to_thread=False),
             "caller": Provide(caller_of, sync_to_thread=False),
         },
-        guards=[authorise],
+        guards=[screen, authorise],
         exception_handlers={Exception: handle, ClientGone: _nobody},
         lifespan=[running],
-        before_request=_guard,
         before_send=[_name_request],
         openapi_config=openapi_config(version("darkroom")),
         logging_config=None,
@@ -94,6 +97,7 @@ async def _services(
 ) -> AsyncIterator[Services]:
     """Start the parts in order, hand them out, and stop them in the opposite order."""
     database = await Database.open(settings.data)
+    local = write_pass(settings.data, settings.url)
     gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     try:
         engine = await gpu(new_engine)
@@ -115,7 +119,8 @@ async def _services(
         await jobs.recover(catalog)
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
-        progress = Progress(jobs, scheduler, overview)
+        links = Links(await secret(database, "links") if settings.auth_enabled else None, settings.link_hours)
+        progress = Progress(jobs, scheduler, overview, links)
         services = Services(
             settings=settings,
             catalogue=Catalogue(catalog),
@@ -128,6 +133,8 @@ async def _services(
             progress=progress,
             feed=Feed(jobs, events, progress, scheduler.previews),
             stats=Stats(database),
+            gate=_gate(settings, database, local),
+            links=links,
         )
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))
@@ -144,10 +151,21 @@ async def _services(
             await asyncio.wait(tasks)
     finally:
         try:
+            remove_pass(settings.data)
             await database.close()
         finally:
             loader.close()
             gpu.close()  # the last, for it is waited for, and a supervisor's patience may end before a long load does
+
+
+def _gate(settings: Settings, database: Database, local: LocalPass) -> Gate:
+    tokens = None
+    if settings.auth == "jwt":
+        trust = Trust(
+            settings.jwt_secret, settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks, settings.operator_claims
+        )
+        tokens = Tokens(trust)
+    return Gate(settings.auth_enabled, Keys(KeyStore(database)), tokens, local.token)
 
 
 async def _follow(services: Services) -> None:
@@ -207,18 +225,6 @@ def _told(task: "asyncio.Task[None]") -> None:
 def _from_state(state: State) -> Services:
     services: Services = state.services
     return services
-
-
-def _guard(request: Request[Any, Any, Any]) -> None:
-    """Refuse, before any handler, what no handler should see."""
-    if "\0" in request.scope["path"]:
-        raise NotFoundException  # to the system's own calls such a path is an error of another kind
-    try:
-        _ = urlsplit(f"//{request.headers.get('host', '')}").port  # a picture's absolute URL is built from it later
-    except ValueError as error:
-        raise InvalidRequest("Host", "Host: it must be a host, and a port of at most 65535 if any.") from error
-    services: Services = request.app.state.services
-    refuse_cross_site(request, services.settings.public_url)
 
 
 async def _name_request(message: Message, scope: Scope) -> None:

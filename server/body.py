@@ -1,15 +1,23 @@
 """Reading a request's body: JSON only, bounded in size and time, and never an error 500 whatever the bytes."""
 
 import asyncio
-from typing import Any
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from pipelines.errors import InvalidRequest
+from pipelines.wording import mistyped, nearest
 from server.disconnect import ClientGone
-from server.errors import BodyTooLarge, BodyTooSlow, WrongMediaType
+from server.errors import BodyTooLarge, BodyTooSlow, UnknownField, WrongMediaType
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+NO_SPELLING: Mapping[str, str] = MappingProxyType({})
 
 MAX_JSON_BYTES = 1024 * 1024
 MAX_BODY_SECONDS = 30.0
@@ -44,6 +52,30 @@ async def read_json(
     if not isinstance(data, dict):
         raise InvalidRequest("body", "The body must be a JSON object.")
     return data
+
+
+def read_struct(data: dict[str, Any], kind: type[T], spelling: Mapping[str, str] = NO_SPELLING) -> T:
+    """The fields of a body, by their types.
+
+    Args:
+        data: the fields; one that is null counts as absent.
+        kind: the struct they make.
+        spelling: how the client wrote a field, where that differs from its name.
+
+    Raises:
+        InvalidRequest: naming the field as the client wrote it; UnknownField.
+    """
+    known = msgspec.structs.fields(kind)
+    for name in data:
+        if name not in [field.name for field in known]:
+            raise UnknownField(name[:80], f"Unknown field {name[:80]!r}{nearest(name[:80], [f.name for f in known])}")
+    try:
+        return msgspec.convert({name: value for name, value in data.items() if value is not None}, kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        place = re.search(r"`\$\.(\w+)", message)
+        field = spelling.get(place[1], place[1]) if place else "body"
+        raise InvalidRequest(field, f"{field} {mistyped(message.split(' - at ')[0])}.") from error
 
 
 async def _read(request: Request[Any, Any, Any], limit: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The command line: `darkroom serve | generate | models | doctor | top`."""
+"""The command line: `darkroom serve | generate | models | doctor | top`, and `darkroom keys create | list | revoke`."""
 
 import logging
 import sys
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pipelines.errors import PipelineError
+from server.remote import Unreachable
 from server.settings import Settings, SettingsError
 from storage.errors import StorageError
 
@@ -21,7 +22,7 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except* (PipelineError, StorageError, SettingsError) as group:
+        except* (PipelineError, StorageError, SettingsError, Unreachable) as group:
             # A group, because the parts of a server run and stop together.
             raise click.ClickException(str(_first(group))) from None
 
@@ -110,18 +111,86 @@ def doctor() -> None:
 
 @main.command(short_help="Watch a running server.")
 @click.option("--url", help="Where the server answers.  [default: this machine, DARKROOM_PORT]")
+@click.option("--key", help="A key of that server's.  [default: none is needed for a server of this data folder]")
 @click.option("--once", is_flag=True, help="Print one frame and exit; so does output that is no terminal.")
 @_explained
-def top(url: str | None, once: bool) -> None:
+def top(url: str | None, key: str | None, once: bool) -> None:
     """Watch a running server: device, models, the pictures at work, the queue. q leaves."""
+    from server.identity.local_pass import LocalPass
+    from server.remote import Remote
     from server.terminal import print_once, watch
-    from server.top import Unreachable
 
-    url = url or Settings.from_environment().url
+    settings = Settings.from_environment()
+    url = (url or settings.url).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter("it must begin with http:// or https://.", param_hint="--url")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not once
-    try:
-        (watch if interactive else print_once)(url.rstrip("/"))
-    except Unreachable as error:
-        raise click.ClickException(str(error)) from None
+    known = LocalPass.read(settings.data)
+    key = key or (known.token if known and known.url == url else "")
+    (watch if interactive else print_once)(Remote(url, key))
+
+
+@main.group(short_help="Make, list and revoke the keys by which people are known.")
+def keys() -> None:
+    """Make, list and revoke API keys. They are asked for while DARKROOM_AUTH is keys or jwt.
+
+    These commands reach the server that uses the data folder (DARKROOM_DATA), or its database while none runs.
+    """
+
+
+@keys.command()
+@click.argument("owner")
+@click.option("--name", default="", help="What the key is for, such as the program that uses it.")
+@click.option("--operator", is_flag=True, help="Its owner also runs the server: the queue, keys, figures of everybody.")
+@click.option("--read-only", is_flag=True, help="It is good for looking only.")
+@click.option("--days", type=click.IntRange(1, 3650), help="After so many days it ends.  [default: never]")
+@_explained
+def create(owner: str, name: str, operator: bool, read_only: bool, days: int | None) -> None:
+    """Make a key for OWNER. Pictures belong to their owner, whichever of the owner's keys made them."""
+    from datetime import timedelta
+
+    from server.identity.caller import Permission, Role
+    from server.identity.desk import KeyDesk
+    from server.identity.keys import NewKey
+
+    new = NewKey(
+        owner_id=owner,
+        name=name,
+        role=Role.OPERATOR if operator else Role.USER,
+        permissions=frozenset([Permission.READ] if read_only else Permission),
+        lifetime=None if days is None else timedelta(days=days),
+    )
+    settings = Settings.from_environment()
+    made = KeyDesk(settings.data).create(new)
+    click.echo(made["key"])
+    click.echo(f"Key {made['id']} of {made['owner']} ({made['role']}). It is shown this once only.", err=True)
+    if not settings.auth_enabled:
+        click.echo("A server asks for keys while DARKROOM_AUTH is keys or jwt.", err=True)
+
+
+@keys.command("list")
+@click.option("--owner", help="Only this owner's.")
+@_explained
+def list_keys(owner: str | None) -> None:
+    """List the keys, the newest first."""
+    from server.identity.desk import KeyDesk
+
+    found = KeyDesk(Settings.from_environment().data).all(owner)
+    if not found:
+        click.echo("There are no keys; `darkroom keys create OWNER` makes one.", err=True)
+    for key in found:
+        state = "revoked" if key["revokedAt"] else "valid" if key["valid"] else "expired"
+        until = f" until {key['expiresAt'][:10]}" if key["expiresAt"] else ""
+        permissions = "+".join(key["permissions"])
+        click.echo(f"{key['id']}  {state}{until}  {key['role']} {permissions}  {key['owner']}  {key['name']}".rstrip())
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@_explained
+def revoke(key_id: str) -> None:
+    """End the key with this ID (as `list` shows it) and the jobs that came with it."""
+    from server.identity.desk import KeyDesk
+
+    ended = KeyDesk(Settings.from_environment().data).revoke(key_id)
+    click.echo(f"Key {ended['id']} of {ended['owner']} is revoked.")

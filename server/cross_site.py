@@ -1,31 +1,18 @@
 """The guard against pages of other sites: a browser says whom it asks for, and only our own pages may act."""
 
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import urlsplit
-
-from litestar import Request
 
 from server.errors import CrossSite
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def refuse_cross_site(request: Request[Any, Any, Any], public_url: str) -> None:
-    """Refuse what changes something when a page of another site asked for it. Programs send neither header.
+def refuse_foreign(headers: Mapping[str, str], public_url: str) -> None:
+    """Refuse what a page of another site asked for. Programs send neither header.
 
     Browsers send Sec-Fetch-Site over https and to localhost only; elsewhere their Origin must be our own address.
     The order is that of Go's http.CrossOriginProtection.
-
-    Raises:
-        CrossSite
-    """
-    if request.method not in SAFE_METHODS:
-        refuse_foreign(request.headers, public_url)
-
-
-def refuse_foreign(headers: Mapping[str, str], public_url: str) -> None:
-    """The same whatever the method, as for a WebSocket, which browsers let every page open.
 
     Raises:
         CrossSite

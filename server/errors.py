@@ -258,6 +258,8 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after)
     elif answer.status == 503 and answer.retry:
         headers["Retry-After"] = "5"
+    if answer.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if (answer.status >= 500 or answer.status == 409) and not answer.retry:
         # OpenAI's clients repeat these twice unless told that it is no use.
         headers["x-should-retry"] = "false"

@@ -13,7 +13,8 @@ from pipelines.infotext import metadata
 from pipelines.quality import with_quality
 from pipelines.request import MAX_SEED, ImageRequest, Wishes, check_range, settle
 from pipelines.sizes import parse_size, size_of_ratio
-from pipelines.wording import mistyped, nearest
+from pipelines.wording import nearest
+from server.body import read_struct
 from server.errors import MissingField, UnknownField, UnsupportedField
 from server.identity.caller import Caller
 from server.jobs.orders import Order
@@ -115,13 +116,7 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
             raise UnknownField(written[:80], f"Unknown field {written[:80]!r}{hint}")
         if value is not None and fields.setdefault(name, value) != value:
             raise InvalidRequest(written, f"{written} is given twice, with different values.")
-    try:
-        return msgspec.convert(fields, GenerationBody)
-    except msgspec.ValidationError as error:
-        message = str(error)
-        place = re.search(r"`\$\.(\w+)", message)
-        field = spelling[place[1]] if place else "body"
-        raise InvalidRequest(field, f"{field} {mistyped(message.split(' - at ')[0])}.") from error
+    return read_struct(fields, GenerationBody, spelling)
 
 
 def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent: str | None = None) -> Order:

@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Any
 
+from server.identity.links import Links
 from storage.records import ImageRecord
 
 
-def image_facts(image: ImageRecord) -> dict[str, Any]:
+def image_facts(image: ImageRecord, links: Links) -> dict[str, Any]:
     """One image as the playground frontend reads it."""
     return {
         "id": image.id,
@@ -16,8 +17,8 @@ def image_facts(image: ImageRecord) -> dict[str, Any]:
         "model": image.model,
         "modelUsed": image.model,
         "modelHash": image.model_hash,
-        "imageUrl": image.media_name.url_path,
-        "thumbnailUrl": image.thumbnail_name.url_path,
+        "imageUrl": links.address(image.media_name, image.public),
+        "thumbnailUrl": links.address(image.thumbnail_name, image.public),
         "width": image.width,
         "height": image.height,
         "parameters": {
@@ -30,6 +31,7 @@ def image_facts(image: ImageRecord) -> dict[str, Any]:
         | image.parameters,
         "generationTime": round(image.generation_seconds, 3),
         "cost": image.cost,
+        "public": image.public,
         "createdAt": iso(image.created_at),
     }
 

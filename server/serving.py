@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -57,6 +58,7 @@ def serve_forever(settings: Settings) -> int:
     catalog = load_catalog(settings.models, family_facts())
     device = pick_device(settings.device)
     click.echo(f"Device: {device}", err=True)
+    settings = replace(settings, port=listener.getsockname()[1])
     url = url_of(*listener.getsockname()[:2])
     budgets = device.budgets(settings.vram_budget, settings.ram_budget)
     app = create_app(settings, catalog, lambda: Engine(device, budgets, settings.data))

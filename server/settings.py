@@ -1,9 +1,10 @@
 """The machine's settings: frozen, from DARKROOM_* environment variables, each with a default that works."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,10 @@ from pipelines.wording import nearest
 
 _PREFIX = "DARKROOM_"
 _DEVICE = re.compile(r"auto|cuda(:\d+)?|mps|cpu")
+_CLAIM = re.compile(r"[^=\s]+=\S.*")
+_LET_IN = "(set DARKROOM_AUTH=keys, make a key with `darkroom keys create`, and all others are kept out)"
+MIN_SECRET_BYTES = 32
+"""Of a secret for HS256: as long as its digest (RFC 7518, section 3.2)."""
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -37,6 +42,13 @@ class Settings:
         queue_limit: the most images that may wait or run; more is answered 503 with Retry-After.
         queue_seconds: the most work that may wait or run, in seconds of the device; the same answer.
         grace: seconds that a stop gives to pictures which are begun.
+        auth: off, where everybody is one owner; keys; or jwt, where keys are taken too.
+        jwt_secret: what signs tokens, for HS256.
+        jwt_issuer: who signs tokens; without a secret, with keys that it publishes.
+        jwt_audience: whom tokens must be made for.
+        jwt_jwks: where the issuer's keys are, if it does not tell by OpenID Connect's discovery.
+        jwt_operators: claims that make an operator: "groups=admins, email=ann@example.org".
+        link_hours: how long a picture's signed address holds.
         public_url: what absolute URLs start with, when the server stands behind a proxy.
         log_level: debug, info, warning or error.
     """
@@ -53,6 +65,13 @@ class Settings:
     queue_limit: int = 1000
     queue_seconds: int = 300
     grace: int = 30
+    auth: str = "off"
+    jwt_secret: str = field(default="", repr=False)
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_jwks: str = ""
+    jwt_operators: str = ""
+    link_hours: int = 24
     public_url: str = ""
     log_level: str = "info"
 
@@ -81,6 +100,17 @@ class Settings:
         anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
         return url_of(anywhere.get(self.host, self.host), self.port)
 
+    @property
+    def auth_enabled(self) -> bool:
+        """Whether people are asked who they are."""
+        return self.auth != "off"
+
+    @property
+    def operator_claims(self) -> list[tuple[str, str]]:
+        """The pairs of claim and value that make an operator."""
+        pairs = (part.partition("=") for part in _parts(self.jwt_operators))
+        return [(claim.strip(), value.strip()) for claim, _, value in pairs]
+
     def _check(self, arguments: Collection[str]) -> None:
         """Raise SettingsError for the first value that breaks its rule, by the name under which it was given."""
         for name, rule in self._broken_rules():
@@ -95,6 +125,7 @@ class Settings:
             "queue_limit": (1, 100_000),
             "queue_seconds": (1, 86_400),
             "grace": (0, 3600),
+            "link_hours": (1, 8760),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
@@ -106,10 +137,29 @@ class Settings:
                 yield name, RULE
         if not _DEVICE.fullmatch(self.device):
             yield "device", "auto, cuda, cuda:N, mps or cpu"
+        yield from self._broken_auth()
         if self.log_level not in _LEVELS:
             yield "log_level", "debug, info, warning or error"
         if self.public_url and not _is_address(self.public_url):
             yield "public_url", "an http:// or https:// address without ? or #, such as https://pictures.example.org"
+
+    def _broken_auth(self) -> Iterator[tuple[str, str]]:
+        if self.auth not in ("off", "keys", "jwt"):
+            yield "auth", "off, keys or jwt"
+        if not self.auth_enabled and not _is_loopback(self.host):
+            yield "host", f"a loopback address while nobody is asked who they are {_LET_IN}"
+        if self.auth == "jwt" and not self.jwt_secret and not (self.jwt_issuer and self.jwt_audience):
+            needed = f"{variable('jwt_secret')}, or {variable('jwt_issuer')} and {variable('jwt_audience')}"
+            yield "auth", f"off or keys as long as {needed}, are not set"
+        if 0 < len(self.jwt_secret.encode()) < MIN_SECRET_BYTES:
+            raise SettingsError(
+                f"{variable('jwt_secret')} must have at least {MIN_SECRET_BYTES} bytes."
+            )  # not repeated
+        for name, url in (("jwt_issuer", self.jwt_issuer), ("jwt_jwks", self.jwt_jwks)):
+            if url and not self.jwt_secret and not _is_address(url):
+                yield name, "an http:// or https:// address"
+        if not all(_CLAIM.fullmatch(part) for part in _parts(self.jwt_operators)):
+            yield "jwt_operators", "claims such as groups=admins, email=ann@example.org"
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -122,6 +172,18 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
 def url_of(host: str, port: int) -> str:
     """The address of a server on a host, which may be an IPv6 address."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_address(url: str) -> bool:

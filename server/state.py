@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pipelines.catalog import Catalog
 from server.catalogue import Catalogue
 from server.errors import ModelUnavailable
+from server.identity.gate import Gate
+from server.identity.links import Links
 from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
@@ -45,6 +47,8 @@ class Services:
     progress: Progress
     feed: Feed
     stats: Stats
+    gate: Gate
+    links: Links
 
     @property
     def catalog(self) -> Catalog:

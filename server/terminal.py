@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from server.top import RED, Look, Style, Unreachable, frame
+from server.remote import Remote, Unreachable
+from server.top import RED, Look, Style, frame
 
 PERIOD_SECONDS = 1.0
 
@@ -26,22 +27,22 @@ def style_of_output() -> Style:
     return Style(color, (sys.stdout.encoding or "").lower().startswith("utf"))
 
 
-def print_once(url: str) -> None:
+def print_once(server: Remote) -> None:
     """One frame, for scripts and for output that is no terminal.
 
     Raises:
         Unreachable
     """
-    print(*frame(Look.at(url), style_of_output(), shutil.get_terminal_size().columns), sep="\n")
+    print(*frame(Look.at(server), style_of_output(), shutil.get_terminal_size().columns), sep="\n")
 
 
-def watch(url: str) -> None:
+def watch(server: Remote) -> None:
     """Draw frames until q or Ctrl-C. A server that goes away is waited for.
 
     Raises:
         Unreachable: it is not there in the first place.
     """
-    look, style = Look.at(url), style_of_output()
+    look, style = Look.at(server), style_of_output()
     with suppress(KeyboardInterrupt), _taken_over():
         fault = ""
         while True:
@@ -49,7 +50,7 @@ def watch(url: str) -> None:
             if _key(PERIOD_SECONDS) in ("q", "Q"):
                 return
             try:
-                look, fault = Look.at(url), ""
+                look, fault = Look.at(server), ""
             except Unreachable as error:
                 fault = str(error)
 

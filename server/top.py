@@ -1,21 +1,12 @@
 """What `darkroom top` shows: one look at a running server, drawn as the lines of a frame."""
 
-import json
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-PATIENCE_SECONDS = 5.0
-"""How long a server may take to answer one question."""
+from server.remote import Remote
 
 _ASCII = str.maketrans("█░·…–", "#-|~-")
-
-
-class Unreachable(Exception):
-    """Nobody answers there, or somebody who is no Darkroom."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +18,13 @@ class Look:
     capabilities: dict[str, Any]
 
     @classmethod
-    def at(cls, url: str) -> "Look":
+    def at(cls, server: Remote) -> "Look":
         """Ask a server.
 
         Raises:
             Unreachable: saying what to do.
         """
-        return cls(url, _get(url, "/api/v1/queue?limit=100"), _get(url, "/api/v1/capabilities"))
+        return cls(server.url, server.ask("/api/v1/queue?limit=100"), server.ask("/api/v1/capabilities"))
 
 
 @dataclass(frozen=True)
@@ -170,26 +161,3 @@ def _time(seconds: float) -> str:
 
 def _bytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _get(url: str, path: str) -> dict[str, Any]:
-    # A proxy is for other machines' addresses.
-    proxies: Sequence[Any] = [urllib.request.ProxyHandler({})] if _is_here(url) else []
-    try:
-        with urllib.request.build_opener(*proxies).open(url.rstrip("/") + path, timeout=PATIENCE_SECONDS) as answer:
-            data = json.load(answer)["data"]
-    except urllib.error.HTTPError as error:
-        raise Unreachable(f"{url} answers {error.code} to {path}: is it a Darkroom of this version?") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise Unreachable(f"{url} does not answer as a Darkroom does.") from error
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise Unreachable(f"No server answers at {url} ({reason}). Start one, or name another with --url.") from error
-    if not isinstance(data, dict):
-        raise Unreachable(f"{url} does not answer as a Darkroom does.")
-    return data
-
-
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -86,6 +86,11 @@ class JobNotFound(NotFound):
         super().__init__(f"There is no job {job_id}.")
 
 
+class KeyNotFound(NotFound):
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"There is no key {key_id}.")
+
+
 class ImageNotFound(NotFound):
     def __init__(self, image_id: str) -> None:
         super().__init__(f"There is no image {image_id}.")

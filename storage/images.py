@@ -29,6 +29,13 @@ class ImageStore:
         async with self._database.read() as session:
             return _record(await _alive(session, image_id, owner_id))
 
+    async def find_public(self, image_id: str) -> ImageRecord:
+        """An image that everybody may see. Raises ImageNotFound."""
+        image = await self.find_media(image_id, None)
+        if not image.public:
+            raise ImageNotFound(image_id)
+        return image
+
     async def of_job(self, owner_id: str, job_id: str) -> list[ImageRecord]:
         """A job's images in the order of their index."""
         statement = select(Image).where(Image.job_id == job_id, Image.owner_id == owner_id, ALIVE)

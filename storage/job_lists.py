@@ -61,6 +61,8 @@ def _matching(wanted: JobQuery) -> list[ColumnElement[bool]]:
     conditions = _owned(wanted.owner_id)
     if wanted.session_id is not None:
         conditions.append(col(Job.session_id) == wanted.session_id)
+    if wanted.key_id is not None:
+        conditions.append(col(Job.key_id) == wanted.key_id)
     if wanted.statuses:
         conditions.append(col(Job.status).in_(wanted.statuses))
     return conditions

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -100,6 +100,7 @@ class JobQuery:
 
     owner_id: str | None
     session_id: str | None = None
+    key_id: str | None = None
     statuses: Sequence[JobStatus] = ()
     limit: int = 20
     cursor: str | None = None
@@ -120,6 +121,26 @@ class ClientKey:
 
     key: str
     digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyRecord:
+    """A credential of somebody's. `digest` is the SHA-256 of its secret, which nobody keeps."""
+
+    id: str
+    owner_id: str
+    name: str
+    role: str
+    scopes: Sequence[str]
+    digest: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    @property
+    def valid(self) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > datetime.now(UTC))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,7 +184,7 @@ def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> No
 def calling(fake: FakeServer, **fields: Any) -> Iterator[socket.socket]:
     """A client that has sent its request and waits; leaving the block is hanging up."""
     body = json.dumps({"prompt": "a hat"} | fields).encode()
-    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", fake.port)) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         yield connection

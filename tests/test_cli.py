@@ -226,3 +226,19 @@ def test_a_second_server_on_the_same_folder_is_refused(checkpoints: Path, tmp_pa
     assert done.returncode == 1
     assert "in use by process" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_keys_are_made_listed_and_revoked(checkpoints: Path, tmp_path: Path) -> None:
+    data = {"DARKROOM_DATA": str(tmp_path)}
+    made = darkroom("keys", "create", "ann", "--name", "laptop", "--days", "3", checkpoints=checkpoints, **data)
+    key = made.stdout.strip()
+    key_id = key.split("_")[1]
+    assert key.startswith("dk_") and "this once only" in made.stderr and "DARKROOM_AUTH" in made.stderr
+    darkroom("keys", "create", "eve", "--operator", "--read-only", checkpoints=checkpoints, **data)
+    listed = darkroom("keys", "list", checkpoints=checkpoints, **data).stdout.splitlines()
+    assert "operator read  eve" in listed[0] and "user read+write  ann  laptop" in listed[1]
+    assert key not in "".join(listed) and listed[1].startswith(f"{key_id}  valid until ")
+    assert "is revoked" in darkroom("keys", "revoke", key_id, checkpoints=checkpoints, **data).stdout
+    assert f"{key_id}  revoked" in darkroom("keys", "list", "--owner", "ann", checkpoints=checkpoints, **data).stdout
+    unknown = darkroom("keys", "revoke", "nope", checkpoints=checkpoints, **data)
+    assert unknown.returncode == 1 and unknown.stderr == "Error: There is no key nope.\n"

@@ -166,9 +166,8 @@ def test_json_may_declare_its_charset(server: Server) -> None:
 def test_a_body_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.body.read_json.__defaults__", (1024, 0.2))
     with serving(tmp_path) as fake, socket.create_connection(("127.0.0.1", fake.port)) as connection:
-        head = (
-            f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{{"
-        )
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += "Content-Length: 9\r\n\r\n{"
         connection.sendall(head.encode())
         connection.settimeout(10)
         answer = HTTPResponse(connection)
@@ -181,7 +180,7 @@ def test_a_client_that_leaves_within_its_body_is_no_error(tmp_path: Path, caplog
     with serving(tmp_path) as fake:
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", fake.port)) as connection:
-                head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 connection.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
         assert httpx.get(fake.url + "/health").status_code == 200
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -247,7 +246,7 @@ def test_errors_elsewhere_are_the_application_s(
         ({"origin": "http://evil.example"}, True),
         ({"origin": "null"}, True),
         ({"origin": "http://[::1"}, True),
-        ({"origin": "http://darkroom.example:80", "host": "darkroom.example:80"}, False),
+        ({"origin": "http://localhost:80", "host": "localhost:80"}, False),
     ],
 )
 def test_a_page_of_another_site_may_read_but_not_act(server: Server, headers: dict[str, str], refused: bool) -> None:

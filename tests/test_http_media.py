@@ -171,6 +171,6 @@ def test_downloads_broken_off_leave_no_file_open(fake: FakeServer) -> None:
     made = make(fake, width=128, height=128)
     for _ in range(30):
         with socket.create_connection(("127.0.0.1", fake.port)) as connection:
-            connection.sendall(f"GET {made['imageUrl']} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            connection.sendall(f"GET {made['imageUrl']} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert httpx.get(fake.url + made["imageUrl"]).status_code == 200
     eventually(lambda: pictures_open() == 0)

@@ -37,6 +37,14 @@ def test_the_environment_is_read_and_an_override_wins() -> None:
         ("DARKROOM_PUBLIC_URL", "https://a.example/?x=1", "without . or #"),
         ("DARKROOM_PUBLIC_URL", "https://a.example:port", "http:// or https:// address"),
         ("DARKROOM_PUBLIC_URL", "https://a b.example", "http:// or https:// address"),
+        ("DARKROOM_AUTH", "on", "off, keys or jwt, not 'on'"),
+        ("DARKROOM_AUTH", "jwt", "off or keys as long as DARKROOM_JWT_SECRET, or .* are not set"),
+        ("DARKROOM_HOST", "0.0.0.0", "a loopback address .*DARKROOM_AUTH=keys.*darkroom keys create"),
+        ("DARKROOM_HOST", "pictures.example.org", "a loopback address"),
+        ("DARKROOM_JWT_ISSUER", "accounts.example.org", "http:// or https:// address"),
+        ("DARKROOM_JWT_JWKS", "file:///etc/passwd", "http:// or https:// address"),
+        ("DARKROOM_JWT_OPERATORS", "admins", "claims such as groups=admins"),
+        ("DARKROOM_LINK_HOURS", "0", "between 1 and 8760"),
         ("DARKROOM_MODELS", "/nowhere/models.toml", "names /nowhere/models.toml, and there is no such file"),
     ],
 )
@@ -44,6 +52,19 @@ def test_a_bad_value_names_the_variable_and_the_rule(name: str, value: str, rule
     with pytest.raises(SettingsError, match=rule) as refused:
         Settings.from_environment({name: value})
     assert name in str(refused.value)
+
+
+def test_a_secret_that_is_too_short_is_refused_and_not_repeated() -> None:
+    with pytest.raises(SettingsError, match="DARKROOM_JWT_SECRET must have at least 32 bytes") as refused:
+        Settings.from_environment({"DARKROOM_JWT_SECRET": "hunter2"})
+    assert "hunter2" not in str(refused.value)
+    assert "of at least thirty-two" not in repr(Settings(jwt_secret="a secret of at least thirty-two bytes"))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.5", "::1"])
+def test_others_are_let_in_only_once_they_are_asked_who_they_are(host: str) -> None:
+    assert Settings.from_environment({"DARKROOM_HOST": host}).host == host
+    assert Settings.from_environment({"DARKROOM_HOST": "0.0.0.0", "DARKROOM_AUTH": "keys"}).auth_enabled
 
 
 def test_an_empty_variable_is_one_not_set() -> None:

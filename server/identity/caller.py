@@ -28,7 +28,7 @@ class Caller:
 
     owner_id: str
     role: Role = Role.USER
-    scopes: frozenset[Permission] = frozenset(Permission)
+    permissions: frozenset[Permission] = frozenset(Permission)
     key_id: str | None = None
     expires: datetime | None = None
 

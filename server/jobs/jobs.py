@@ -141,9 +141,10 @@ class Jobs:
 
     async def retry(self, owner_id: str | None, job_id: str, catalog: Catalog) -> JobRecord:
         """Queue a job anew that failed or was cancelled. Raises JobNotFound; IllegalTransition; QueueFull."""
-        if ending := self._tasks.get(job_id):
+        former = await self.store.get(owner_id, job_id)
+        if former.finished_at is not None and (ending := self._tasks.get(job_id)):
             await asyncio.wait({ending})  # its last attempt may still be at its files
-        order = from_job(await self.store.get(owner_id, job_id), catalog)
+        order = from_job(former, catalog)
         with self._scheduler.reserve(order.entry, order.requests):
             job = await self.store.retry(owner_id, job_id)
         self._begin(Run(replace(order, attached=False), job))

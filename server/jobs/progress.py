@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
 
+from server.identity.links import Links
 from server.jobs.jobs import Jobs
 from server.jobs.runs import Run
 from server.overview import Overview
@@ -17,10 +18,11 @@ from storage.records import ImageRecord, JobRecord, JobStatus
 class Progress:
     """Looks at jobs, from their rows and, while they are under way, from their images in line."""
 
-    def __init__(self, jobs: Jobs, scheduler: Scheduler, overview: Overview) -> None:
+    def __init__(self, jobs: Jobs, scheduler: Scheduler, overview: Overview, links: Links) -> None:
         self._jobs = jobs
         self._scheduler = scheduler
         self._overview = overview
+        self._links = links
 
     async def one(self, job: JobRecord) -> dict[str, Any]:
         """The facts of one job."""
@@ -49,7 +51,7 @@ class Progress:
             "estimatedCompletion": None if left is None else iso(datetime.now(UTC) + timedelta(seconds=left)),
             "attempts": job.attempts,
             "maxAttempts": job.max_attempts,
-            "resultImages": [image_facts(image) for image in images],
+            "resultImages": [image_facts(image, self._links) for image in images],
             "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
         }
         return facts | _row(job)
@@ -118,6 +120,7 @@ def _row(job: JobRecord) -> dict[str, Any]:
         "priority": job.priority,
         "sessionId": job.session_id,
         "cost": job.cost,
+        "public": job.public,
         "createdAt": iso(job.created_at),
         "startedAt": None if job.started_at is None else iso(job.started_at),
         "finishedAt": None if job.finished_at is None else iso(job.finished_at),

@@ -12,8 +12,8 @@ from litestar.params import FromPath, FromQuery, HeaderParameter
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
-from server.cross_site import refuse_foreign
 from server.identity.caller import Caller
+from server.identity.gate import PROTOCOL
 from server.jobs.feed import Told
 from server.state import Services
 
@@ -33,7 +33,8 @@ class Events(Controller):
     ) -> ServerSentEvent:
         """One job, until it ends."""
         await services.jobs.store.get(caller.owner_id, job_id)
-        return ServerSentEvent(_messages(services.feed.follow(caller.owner_id, job_id, previews=previews)))
+        told = services.feed.follow(caller.owner_id, job_id, previews=previews)
+        return ServerSentEvent(_messages(services.gate.while_admitted(caller, told)))
 
     @get("/api/v1/events", media_type="text/event-stream")
     async def all(
@@ -44,7 +45,8 @@ class Events(Controller):
         previews: FromQuery[bool] = False,
     ) -> ServerSentEvent:
         """The caller's jobs: those that are open, those that ended since the last event received, then all changes."""
-        return ServerSentEvent(_messages(services.feed.follow(caller.owner_id, since=last_event_id, previews=previews)))
+        told = services.feed.follow(caller.owner_id, since=last_event_id, previews=previews)
+        return ServerSentEvent(_messages(services.gate.while_admitted(caller, told)))
 
     @websocket("/ws")
     async def socket(
@@ -57,11 +59,12 @@ class Events(Controller):
         previews: FromQuery[bool] = False,
     ) -> None:
         """The same as messages `{"type", "id", "data"}`."""
-        refuse_foreign(socket.headers, services.settings.public_url)
-        await socket.accept()
+        asked = socket.headers.get("sec-websocket-protocol", "")
+        await socket.accept(PROTOCOL if asked.startswith(PROTOCOL) else None)
         gone = asyncio.create_task(_hang_up(socket))
         try:
-            async for told in services.feed.follow(caller.owner_id, job, since=since, previews=previews):
+            events = services.feed.follow(caller.owner_id, job, since=since, previews=previews)
+            async for told in services.gate.while_admitted(caller, events):
                 if gone.done():
                     return
                 message = {"type": "idle"} if told is None else {"type": told.type, "id": told.id, "data": told.data}

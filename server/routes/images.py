@@ -28,7 +28,7 @@ class Images(Controller):
     ) -> dict[str, Any]:
         """Finished images, newest first."""
         found = await services.jobs.images.history(caller.owner_id, page, perPage)
-        images = [image_facts(image) for image in found.images]
+        images = [image_facts(image, services.links) for image in found.images]
         return {"images": images, "total": found.total, "page": page, "perPage": perPage}
 
     @get("/{image_id:str}")
@@ -36,7 +36,7 @@ class Images(Controller):
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], image_id: FromPath[str]
     ) -> dict[str, Any]:
         """One image with every setting that made it."""
-        return image_facts(await services.jobs.images.get(caller.owner_id, image_id))
+        return image_facts(await services.jobs.images.get(caller.owner_id, image_id), services.links)
 
     @delete("/{image_id:str}", status_code=200)
     async def delete_image(

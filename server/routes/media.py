@@ -12,9 +12,9 @@ from litestar.enums import HttpMethod
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from server.identity.caller import Caller
+from server.identity.guard import PUBLIC
 from server.state import Services
-from storage.errors import MediaNotFound
+from storage.errors import ImageNotFound, MediaNotFound
 from storage.files import MediaFiles
 from storage.media import MediaKind, MediaName
 from storage.records import ImageRecord
@@ -31,12 +31,11 @@ class Media(Controller):
     path = "/media"
     tags = ["media"]
 
-    @route("/{kind:str}/{year:str}/{month:str}/{file:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD])
+    @route("/{kind:str}/{year:str}/{month:str}/{file:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD], opt=PUBLIC)
     async def serve(
         self,
         request: Request[Any, Any, Any],
         services: NamedDependency[Services],
-        caller: NamedDependency[Caller],
         kind: FromPath[str],
         year: FromPath[str],
         month: FromPath[str],
@@ -44,11 +43,23 @@ class Media(Controller):
     ) -> Response[Any]:
         """One picture or thumbnail."""
         name = MediaName.parse(kind, year, month, file)
-        image = await services.jobs.images.find_media(name.image_id, caller.owner_id)
+        image = await _image(request, services, name)
         if name not in (image.media_name, image.thumbnail_name):
             raise MediaNotFound
         stream, size = await asyncio.to_thread(_open, services.jobs.files, name, image)
         return _answer(request, name, _etag(name, image), stream, size)
+
+
+async def _image(request: Request[Any, Any, Any], services: Services, name: MediaName) -> ImageRecord:
+    """The picture, if its address is signed, if it is public, or if it is the caller's own."""
+    images = services.jobs.images
+    if services.links.admits(name.url_path, request.query_params):
+        return await images.find_media(name.image_id, None)
+    try:
+        return await images.find_public(name.image_id)
+    except ImageNotFound:
+        caller = await services.gate.caller(request.headers)
+        return await images.get(caller.owner_id, name.image_id)
 
 
 def _open(files: MediaFiles, name: MediaName, image: ImageRecord) -> tuple[BinaryIO, int]:

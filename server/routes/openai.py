@@ -13,7 +13,6 @@ from server.disconnect import while_connected
 from server.generation import wants_base64
 from server.identity.caller import Caller
 from server.intake import read_order
-from server.jobs.jobs import Jobs
 from server.jobs.orders import Order
 from server.jobs.results import Result
 from server.openapi import documents_body
@@ -41,8 +40,8 @@ class OpenAI(Controller):
             return await queued(services, order, asked.key)
         base = None if wants_base64(body) else services.settings.public_url or str(request.base_url)
         result = await while_connected(request, services.jobs.run(order, asked.key))
-        items = [await _item(services.jobs, image, base) for image in result.images]
-        return Response(_response(order, result, items))
+        items = [await _item(services, image, base) for image in result.images]
+        return Response(_response(order, result, items, image_facts(result.images[0], services.links)))
 
     @get("/models", sync_to_thread=False)
     def models(self, services: NamedDependency[Services]) -> dict[str, Any]:
@@ -83,20 +82,21 @@ def _model(entry: ModelEntry, model_hash: str | None) -> dict[str, Any]:
     }
 
 
-async def _item(jobs: Jobs, image: ImageRecord, base: str | None) -> dict[str, Any]:
+async def _item(services: Services, image: ImageRecord, base: str | None) -> dict[str, Any]:
     """One image of the response: with its absolute URL, or with its bytes where `base` is None."""
+    facts = image_facts(image, services.links)
     item: dict[str, Any] = {
         "id": image.id,
         "seed": image.seed,
         "width": image.width,
         "height": image.height,
         "revised_prompt": image.prompt,
-        "imageUrl": image.media_name.url_path,
-        "thumbnailUrl": image.thumbnail_name.url_path,
+        "imageUrl": facts["imageUrl"],
+        "thumbnailUrl": facts["thumbnailUrl"],
     }
     if base is None:
-        return item | {"b64_json": await asyncio.to_thread(_base64, jobs.files, image)}
-    return item | {"url": base.rstrip("/") + image.media_name.url_path}
+        return item | {"b64_json": await asyncio.to_thread(_base64, services.jobs.files, image)}
+    return item | {"url": base.rstrip("/") + facts["imageUrl"]}
 
 
 def _base64(files: MediaFiles, image: ImageRecord) -> str:
@@ -105,10 +105,10 @@ def _base64(files: MediaFiles, image: ImageRecord) -> str:
         return b64encode(stream.read()).decode("ascii")
 
 
-def _response(order: Order, result: Result, data: list[dict[str, Any]]) -> dict[str, Any]:
+def _response(order: Order, result: Result, data: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     """OpenAI's shape and, beside it, the first image in the playground's own, with the whole job's time and cost."""
     first = result.images[0]
-    response = image_facts(first) | {
+    response = facts | {
         "created": int(first.created_at.timestamp()),
         "data": data,
         "background": "opaque",

@@ -8,6 +8,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery, QueryParameter
 
 from server.identity.caller import Caller
+from server.identity.links import Links
 from server.playground import iso
 from server.state import Services
 from storage.records import ImageRecord, JobQuery, JobRecord
@@ -80,7 +81,7 @@ class Stats(Controller):
         query = JobQuery(owner_id=caller.owner_id, session_id=session_id, limit=limit, cursor=cursor)
         page = await services.jobs.lists.page(query)
         images = await services.jobs.images.of_jobs([job.id for job in page.jobs])
-        prompts = [_prompt(job, images.get(job.id, [])) for job in page.jobs]
+        prompts = [_prompt(job, images.get(job.id, []), services.links) for job in page.jobs]
         pagination = {"total_items": page.total, "next_cursor": page.cursor}
         return {"success": True, "data": {"prompts": prompts, "pagination": pagination}}
 
@@ -105,7 +106,7 @@ def _seconds(seconds: Seconds) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 3) for name, value in told.items()}
 
 
-def _prompt(job: JobRecord, images: list[ImageRecord]) -> dict[str, Any]:
+def _prompt(job: JobRecord, images: list[ImageRecord], links: Links) -> dict[str, Any]:
     ended, began = job.finished_at, job.started_at
     return {
         "id": job.id,
@@ -115,7 +116,7 @@ def _prompt(job: JobRecord, images: list[ImageRecord]) -> dict[str, Any]:
         "status": job.status,
         "cost": job.cost,
         "seconds": round((ended - began).total_seconds(), 3) if ended and began else None,
-        "imageUrls": [image.media_name.url_path for image in images],
-        "thumbnailUrls": [image.thumbnail_name.url_path for image in images],
+        "imageUrls": [links.address(image.media_name, image.public) for image in images],
+        "thumbnailUrls": [links.address(image.thumbnail_name, image.public) for image in images],
         "createdAt": iso(job.created_at),
     }

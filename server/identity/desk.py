@@ -1,0 +1,80 @@
+"""Where `darkroom keys` makes, lists and revokes keys: at the server that uses the data folder, or in its database."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from server.identity.keys import Keys, NewKey, cancel_jobs_of, key_facts
+from server.identity.local_pass import LocalPass
+from server.remote import Remote, Unreachable
+from storage.database import Database
+from storage.job_lists import JobLists
+from storage.jobs import JobStore
+from storage.keys import KeyStore
+
+T = TypeVar("T")
+
+
+class KeyDesk:
+    """Keys by the data folder whose people they are for. Each verb raises Unreachable and StorageError."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server = _server_of(folder)
+
+    def create(self, new: NewKey) -> dict[str, Any]:
+        """A new key's facts, and under `key` the key itself."""
+        if self._server is not None:
+            return self._server.ask("/api/v1/keys", "POST", _body(new))
+        record, key = self._offline(lambda database: Keys(KeyStore(database)).issue(new))
+        return key_facts(record) | {"key": key}
+
+    def all(self, owner_id: str | None) -> list[dict[str, Any]]:
+        """An owner's keys, or everybody's, the newest first."""
+        if self._server is not None:
+            keys = self._server.ask("/api/v1/keys")["keys"]
+            return [key for key in keys if owner_id in (None, key["owner"])]
+        found = self._offline(lambda database: KeyStore(database).all(owner_id))
+        return [key_facts(record) for record in found]
+
+    def revoke(self, key_id: str) -> dict[str, Any]:
+        """End a key, and the jobs that came with it."""
+        if self._server is not None:
+            return self._server.ask(f"/api/v1/keys/{key_id}", "DELETE")
+
+        async def end(database: Database) -> dict[str, Any]:
+            record = await KeyStore(database).revoke(key_id)
+            await cancel_jobs_of(record, JobLists(database), JobStore(database).cancel)
+            return key_facts(record)
+
+        return self._offline(end)
+
+    def _offline(self, verb: Callable[[Database], Awaitable[T]]) -> T:
+        async def opened() -> T:
+            database = await Database.open(self._folder)
+            try:
+                return await verb(database)
+            finally:
+                await database.close()
+
+        return asyncio.run(opened())
+
+
+def _server_of(folder: Path) -> Remote | None:
+    """The server that uses this folder; None if none answers."""
+    known = LocalPass.read(folder)
+    if known is None:
+        return None
+    remote = Remote(known.url, known.token)
+    try:
+        remote.ask("/api/v1/me")
+    except Unreachable:
+        return None  # it was killed, and left its pass behind; if it lives after all, the folder's lock will say so
+    return remote
+
+
+def _body(new: NewKey) -> dict[str, Any]:
+    days = None if new.lifetime is None else new.lifetime.days
+    permissions = sorted(new.permissions)
+    return {"owner": new.owner_id, "name": new.name, "role": new.role, "permissions": permissions, "days": days}
