@@ -40,7 +40,7 @@ from server.overview import Overview
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
 from server.scheduling.verbs import EngineVerbs
-from server.settings import Settings
+from server.settings import Settings, pairs_of
 from server.state import Readiness, Services
 from server.tracing import tracing
 from server.watchdog import watch
@@ -161,9 +161,8 @@ async def _services(
 def _gate(settings: Settings, database: Database, local: LocalPass) -> Gate:
     tokens = None
     if settings.auth == "jwt":
-        trust = Trust(
-            settings.jwt_secret, settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks, settings.operator_claims
-        )
+        operators = pairs_of(settings.jwt_operators)
+        trust = Trust(settings.jwt_secret, settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks, operators)
         tokens = Tokens(trust)
     return Gate(settings.auth_enabled, Keys(KeyStore(database)), tokens, local.token)
 

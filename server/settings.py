@@ -105,12 +105,6 @@ class Settings:
         """Whether people are asked who they are."""
         return self.auth != "off"
 
-    @property
-    def operator_claims(self) -> list[tuple[str, str]]:
-        """The pairs of claim and value that make an operator."""
-        pairs = (part.partition("=") for part in _parts(self.jwt_operators))
-        return [(claim.strip(), value.strip()) for claim, _, value in pairs]
-
     def _check(self, arguments: Collection[str]) -> None:
         """Raise SettingsError for the first value that breaks its rule, by the name under which it was given."""
         for name, rule in self._broken_rules():
@@ -177,6 +171,11 @@ def url_of(host: str, port: int) -> str:
 def _parts(text: str) -> list[str]:
     """What stands between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def pairs_of(text: str) -> list[tuple[str, str]]:
+    """What stands before and after the equals signs of "a=b, c=d"."""
+    return [(name.strip(), value.strip()) for name, _, value in (part.partition("=") for part in _parts(text))]
 
 
 def _is_loopback(host: str) -> bool:
