@@ -52,9 +52,11 @@ class ImageStore:
                 found.setdefault(image.job_id, []).append(_record(image))
         return found
 
-    async def history(self, owner_id: str, page: int, per_page: int) -> HistoryPage:
-        """A page of the owner's images, newest first. Pages count from 1; one past the end is empty."""
-        owned = (Image.owner_id == owner_id, ALIVE)
+    async def history(self, owner_id: str, page: int, per_page: int, session_id: str | None = None) -> HistoryPage:
+        """A page of the owner's images or of one session's, newest first. Pages count from 1; past the end is empty."""
+        owned = [col(Image.owner_id) == owner_id, ALIVE]
+        if session_id is not None:
+            owned.append(col(Image.session_id) == session_id)
         newest_first = (col(Image.created_at).desc(), col(Image.id).desc())
         window = select(Image).where(*owned).order_by(*newest_first)
         window = window.offset((page - 1) * per_page).limit(per_page)

@@ -16,6 +16,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     with serving(tmp_path_factory.mktemp("history")) as running:
         for number in range(5):
             body = {"prompt": f"hat {number}", "seed": number, "negative_prompt": "shoes", "steps": 3}
+            body |= {"session_id": "even" if number % 2 == 0 else "odd"}
             assert httpx.post(running.url + GENERATIONS, json=body).status_code == 200
         yield running
 
@@ -26,6 +27,14 @@ def test_the_history_is_newest_first_in_pages(fake: FakeServer, slash: str) -> N
     assert [image["prompt"] for image in page["images"]] == ["hat 2", "hat 1"]
     assert {key: page[key] for key in ("total", "page", "perPage")} == {"total": 5, "page": 2, "perPage": 2}
     assert httpx.get(f"{fake.url}{HISTORY}{slash}?page=99").json()["images"] == []
+
+
+def test_a_session_holds_its_own_pictures_only(fake: FakeServer) -> None:
+    page = httpx.get(f"{fake.url}{HISTORY}?session_id=odd").json()
+    assert [image["prompt"] for image in page["images"]] == ["hat 3", "hat 1"] and page["total"] == 2
+    assert httpx.get(f"{fake.url}{HISTORY}?session_id=none").json()["total"] == 0
+    jobs = httpx.get(f"{fake.url}/api/v1/jobs?session_id=even").json()["data"]
+    assert {job["prompt"] for job in jobs["jobs"]} == {"hat 0", "hat 2", "hat 4"}
 
 
 def test_an_image_tells_all_that_made_it(fake: FakeServer) -> None:

@@ -42,6 +42,7 @@ ROUTES: dict[tuple[str, str], tuple[Access, str]] = {
     ("DELETE", "/api/v1/keys/{key_id:str}"): (OPERATOR, ""),
     ("POST", "/api/v1/queue/pause"): (OPERATOR, ""),
     ("POST", "/api/v1/queue/resume"): (OPERATOR, ""),
+    ("GET", "/api/v1/queue/jobs"): (OPERATOR, ""),
     ("GET", "/v1/models"): (USER, "all"),
     ("GET", "/v1/models/{name:path}"): (USER, "catalogue"),
     ("POST", "/v1/images/generations"): (USER, "new"),
@@ -211,6 +212,26 @@ def test_figures_of_one_count_nothing_of_another(people: People) -> None:
     assert usage["jobs"] == usage["images"] == 0
     stats = httpx.get(people.fake.url + "/api/v1/stats", headers=people.bob).json()["data"]
     assert stats["jobs"] == stats["images"] == 0 and stats["popularModels"] == []
+
+
+def test_an_operator_puts_the_queue_in_order_and_reads_nobodys_words(people: People) -> None:
+    operator = bearer(make_key(people.fake, "eve", role="operator")["key"])
+    jobs = httpx.get(people.fake.url + "/api/v1/queue/jobs", headers=operator)
+    assert {(job["id"], job["owner"]) for job in jobs.json()["data"]["jobs"]} == {
+        (job, "ann") for job in people.objects["job"][1:3]
+    }
+    waiting = people.objects["job"][2]
+    where = f"{people.fake.url}/api/v1/images/queue/{waiting}/status"
+    refused = httpx.post(people.fake.url + "/api/v1/queue/clear?everyone=true", headers=people.bob)
+    cancelled = httpx.put(where, json={"status": "cancelled"}, headers=operator)
+    assert cancelled.json()["data"]["status"] == "cancelled" and refused.status_code == 403
+    again = httpx.put(where, json={"status": "pending"}, headers=operator)
+    assert again.json()["data"]["status"] == "pending"
+    cleared = httpx.post(people.fake.url + "/api/v1/queue/clear?everyone=true", headers=operator)
+    assert cleared.json()["data"] == {"cancelled": 1}
+    for answer in (jobs, cancelled, again):
+        assert PROMPT not in answer.text and "/media/" not in answer.text
+    assert httpx.get(f"{people.fake.url}/api/v1/jobs/{waiting}", headers=operator).status_code == 404
 
 
 def test_streams_tell_nothing_of_another_one(people: People) -> None:

@@ -36,6 +36,11 @@ class Caller:
     def is_operator(self) -> bool:
         return self.role is Role.OPERATOR
 
+    @property
+    def reach(self) -> str | None:
+        """Whose jobs the caller may put in order: an operator everybody's, which None stands for."""
+        return None if self.is_operator else self.owner_id
+
 
 LOCAL = Caller(LOCAL_OWNER, Role.OPERATOR)
 """Whoever asks while authentication is off."""

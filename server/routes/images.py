@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from litestar import Controller, delete, get
 from litestar.di import NamedDependency
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from server.identity.caller import Caller
 from server.playground import image_facts
@@ -25,9 +25,10 @@ class Images(Controller):
         caller: NamedDependency[Caller],
         page: Annotated[int, QueryParameter(ge=1, le=1_000_000)] = 1,
         perPage: Annotated[int, QueryParameter(ge=1, le=100)] = 20,  # as written in the query, for errors name it so
+        session_id: FromQuery[str | None] = None,
     ) -> dict[str, Any]:
         """Finished images, newest first."""
-        found = await services.jobs.images.history(caller.owner_id, page, perPage)
+        found = await services.jobs.images.history(caller.owner_id, page, perPage, session_id)
         images = [image_facts(image, services.links) for image in found.images]
         return {"images": images, "total": found.total, "page": page, "perPage": perPage}
 

@@ -10,6 +10,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from pipelines.errors import InvalidRequest
 from pipelines.request import check_range
 from server.body import read_json
+from server.errors import Forbidden
 from server.generation import MAX_PRIORITY
 from server.identity.caller import Caller
 from server.identity.guard import OPERATOR
@@ -17,10 +18,17 @@ from server.intake import read_order
 from server.jobs.orders import Order
 from server.openapi import documents_body
 from server.state import Services
+from storage.jobs import OPEN
 from storage.records import ClientKey, JobQuery, JobRecord, JobStatus
 
 FRONT = "front"
 STATUSES = ", ".join(JobStatus)
+MOST_QUEUED = 1000
+QUEUE_FACTS = (
+    *("id", "jobId", "status", "progress", "currentStep", "queuePosition", "estimatedTimeRemaining", "attempts"),
+    *("priority", "model", "imageCount", "createdAt"),
+)
+"""What running the queue takes to know of a job."""
 
 
 class Jobs(Controller):
@@ -110,15 +118,23 @@ class Jobs(Controller):
         caller: NamedDependency[Caller],
         job_id: FromPath[str],
     ) -> dict[str, Any]:
-        """Cancel a job, or queue it anew."""
+        """Cancel a job, or queue it anew. Operators may do so with everybody's."""
         wanted = (await read_json(request)).get("status")
         if wanted == JobStatus.CANCELLED:
-            job = await services.jobs.cancel(caller.owner_id, job_id)
+            job = await services.jobs.cancel(caller.reach, job_id)
         elif wanted == JobStatus.PENDING:
-            job = await services.jobs.retry(caller.owner_id, job_id, services.catalog)
+            job = await services.jobs.retry(caller.reach, job_id, services.catalog)
         else:
             raise InvalidRequest("status", "status must be cancelled or pending; the others come by themselves.")
-        return _success(await services.progress.one(job))
+        return _success(_shown(await services.progress.one(job), job, caller))
+
+    @get("/queue/jobs", opt=OPERATOR)
+    async def everybodys(self, services: NamedDependency[Services], caller: NamedDependency[Caller]) -> dict[str, Any]:
+        """Everybody's jobs that have not ended, newest first; of others no more than running the queue takes."""
+        page = await services.jobs.lists.page(JobQuery(owner_id=None, statuses=tuple(OPEN), limit=MOST_QUEUED))
+        facts = await services.progress.of(page.jobs)
+        jobs = [_shown(told, job, caller) for told, job in zip(facts, page.jobs, strict=True)]
+        return _success({"jobs": jobs, "total": page.total})
 
     @post("/queue/pause", status_code=200, opt=OPERATOR)
     async def pause(self, services: NamedDependency[Services]) -> dict[str, Any]:
@@ -133,9 +149,16 @@ class Jobs(Controller):
         return _success({"paused": False})
 
     @post("/queue/clear", status_code=200)
-    async def clear(self, services: NamedDependency[Services], caller: NamedDependency[Caller]) -> dict[str, Any]:
-        """Cancel every job of the caller's that waits; those that are being processed go on."""
-        return _success({"cancelled": await services.jobs.clear(caller.owner_id)})
+    async def clear(
+        self,
+        services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
+        everyone: FromQuery[bool] = False,
+    ) -> dict[str, Any]:
+        """Cancel every job of the caller's that waits, or, for operators, everybody's; those at work go on."""
+        if everyone and not caller.is_operator:
+            raise Forbidden("Only operators may clear everybody's jobs.")
+        return _success({"cancelled": await services.jobs.clear(None if everyone else caller.owner_id)})
 
 
 async def queued(services: Services, order: Order, key: ClientKey | None) -> Response[dict[str, Any]]:
@@ -157,6 +180,12 @@ async def accepted(services: Services, job: JobRecord) -> Response[dict[str, Any
         "events_url": f"{place}/events",
     }
     return Response(_success(data), status_code=202, headers={"Location": place})
+
+
+def _shown(facts: dict[str, Any], job: JobRecord, caller: Caller) -> dict[str, Any]:
+    """A job as an operator sees it: of another one's no words and no pictures."""
+    shown = facts if job.owner_id == caller.owner_id else {name: facts[name] for name in QUEUE_FACTS}
+    return shown | {"owner": job.owner_id}
 
 
 def _success(data: dict[str, Any]) -> dict[str, Any]:
