@@ -119,6 +119,9 @@ async def _services(
         await jobs.recover(catalog)
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
+        gate = _gate(settings, database, local)
+        if settings.auth == "keys" and not await gate.keys.store.all():
+            log.warning("nobody has a key yet: `darkroom keys create NAME --operator` makes one")
         links = Links(await secret(database, "links") if settings.auth_enabled else None, settings.link_hours)
         progress = Progress(jobs, scheduler, overview, links)
         services = Services(
@@ -133,7 +136,7 @@ async def _services(
             progress=progress,
             feed=Feed(jobs, events, progress, scheduler.previews),
             stats=Stats(database),
-            gate=_gate(settings, database, local),
+            gate=gate,
             links=links,
         )
         computing = asyncio.create_task(scheduler.run())

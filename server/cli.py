@@ -161,10 +161,11 @@ def create(owner: str, name: str, operator: bool, read_only: bool, days: int | N
         lifetime=None if days is None else timedelta(days=days),
     )
     settings = Settings.from_environment()
-    made = KeyDesk(settings.data).create(new)
+    desk = KeyDesk(settings.data)
+    made = desk.create(new)
     click.echo(made["key"])
     click.echo(f"Key {made['id']} of {made['owner']} ({made['role']}). It is shown this once only.", err=True)
-    if not settings.auth_enabled:
+    if (desk.auth or settings.auth) == "off":
         click.echo("A server asks for keys while DARKROOM_AUTH is keys or jwt.", err=True)
 
 

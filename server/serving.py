@@ -19,7 +19,7 @@ import uvicorn
 from litestar import Litestar
 
 from pipelines.models_toml import load_catalog
-from server.settings import Settings, SettingsError, unknown_variables, url_of
+from server.settings import Settings, SettingsError, unknown_variables
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,6 @@ def serve_forever(settings: Settings) -> int:
     device = pick_device(settings.device)
     click.echo(f"Device: {device}", err=True)
     settings = replace(settings, port=listener.getsockname()[1])
-    url = url_of(*listener.getsockname()[:2])
     budgets = device.budgets(settings.vram_budget, settings.ram_budget)
     app = create_app(settings, catalog, lambda: Engine(device, budgets, settings.data))
     config = uvicorn.Config(
@@ -79,7 +78,9 @@ def serve_forever(settings: Settings) -> int:
     def announce() -> None:
         if catalog.path != settings.models:
             click.echo(f"{settings.models} names no model: the demo checkpoints are served", err=True)
-        click.echo(f"Open {url} (started in {monotonic() - began:.1f} s; the default model is loading)", err=True)
+        click.echo(
+            f"Open {settings.url} (started in {monotonic() - began:.1f} s; the default model is loading)", err=True
+        )
 
     if asyncio.run(_serve(app, server, listener, announce)):
         _leave()

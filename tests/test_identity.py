@@ -14,6 +14,7 @@ import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from openai import AuthenticationError, OpenAI, PermissionDeniedError
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -73,6 +74,18 @@ def test_without_a_key_nothing_is_told_and_the_answer_says_how(tmp_path: Path) -
             assert answer.headers["www-authenticate"] == "Bearer"
             assert "darkroom keys create" in answer.json()["error"]["message"]
         assert httpx.get(fake.url + "/health").status_code == httpx.get(fake.url + "/ready").status_code == 200
+
+
+def test_openais_client_sends_its_key_and_raises_what_it_should(tmp_path: Path) -> None:
+    with guarded(tmp_path) as fake:
+        key, reader = make_key(fake)["key"], make_key(fake, permissions=["read"])["key"]
+        with OpenAI(base_url=fake.url + "/v1", api_key=key) as client:
+            url = client.images.generate(prompt="a hat").data[0].url  # type: ignore[index]
+            assert httpx.get(str(url)).status_code == 200
+        with OpenAI(base_url=fake.url + "/v1", api_key="sk-wrong") as client, pytest.raises(AuthenticationError):
+            client.models.list()
+        with OpenAI(base_url=fake.url + "/v1", api_key=reader) as client, pytest.raises(PermissionDeniedError):
+            client.images.generate(prompt="a hat")
 
 
 def test_a_key_is_shown_once_and_kept_as_a_digest(tmp_path: Path) -> None:

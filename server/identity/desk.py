@@ -17,11 +17,14 @@ T = TypeVar("T")
 
 
 class KeyDesk:
-    """Keys by the data folder whose people they are for. Each verb raises Unreachable and StorageError."""
+    """Keys by the data folder whose people they are for. Each verb raises Unreachable and StorageError.
+
+    `auth` is how the server that uses the folder knows people; None while none runs.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._server = _server_of(folder)
+        self._server, self.auth = _server_of(folder)
 
     def create(self, new: NewKey) -> dict[str, Any]:
         """A new key's facts, and under `key` the key itself."""
@@ -61,17 +64,16 @@ class KeyDesk:
         return asyncio.run(opened())
 
 
-def _server_of(folder: Path) -> Remote | None:
-    """The server that uses this folder; None if none answers."""
+def _server_of(folder: Path) -> tuple[Remote | None, str | None]:
+    """The server that uses this folder, and how it knows people; None if none answers."""
     known = LocalPass.read(folder)
     if known is None:
-        return None
+        return None, None
     remote = Remote(known.url, known.token)
     try:
-        remote.ask("/api/v1/me")
+        return remote, str(remote.ask("/api/v1/me")["auth"])
     except Unreachable:
-        return None  # it was killed, and left its pass behind; if it lives after all, the folder's lock will say so
-    return remote
+        return None, None  # it was killed, and left its pass behind; if it lives after all, the folder's lock says so
 
 
 def _body(new: NewKey) -> dict[str, Any]:
