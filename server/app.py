@@ -33,7 +33,7 @@ from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
 from server.jobs.resuming import resume
 from server.metrics import Metrics, Snapshot
-from server.openapi import openapi_config
+from server.openapi.page import openapi_config
 from server.overview import Overview
 from server.routes import controllers
 from server.scheduling.loop import Scheduler

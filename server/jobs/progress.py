@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Any
 
+from server.jobs.facts import JobFacts, JobRow
 from server.jobs.jobs import Jobs
 from server.jobs.runs import Run
 from server.overview import Overview
@@ -22,11 +22,11 @@ class Progress:
         self._scheduler = scheduler
         self._overview = overview
 
-    async def one(self, job: JobRecord) -> dict[str, Any]:
+    async def one(self, job: JobRecord) -> JobFacts:
         """The facts of one job."""
         return (await self.of([job]))[0]
 
-    async def of(self, jobs: Sequence[JobRecord]) -> list[dict[str, Any]]:
+    async def of(self, jobs: Sequence[JobRecord]) -> list[JobFacts]:
         """The facts of several."""
         done = [job.id for job in jobs if job.status is JobStatus.COMPLETED]
         images = await self._jobs.images.of_jobs(done)
@@ -35,10 +35,10 @@ class Progress:
 
     def _facts(
         self, job: JobRecord, images: Sequence[ImageRecord], places: Mapping[str, int], ends: Mapping[int, float]
-    ) -> dict[str, Any]:
+    ) -> JobFacts:
         run = self._jobs.find(job.id) if job.finished_at is None else None
         left = self._left(run, ends)
-        facts = {
+        return {
             "id": job.id,
             "jobId": job.id,
             "status": job.status,
@@ -51,8 +51,8 @@ class Progress:
             "maxAttempts": job.max_attempts,
             "resultImages": [image_facts(image) for image in images],
             "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
+            **_row(job),
         }
-        return facts | _row(job)
 
     def _left(self, run: Run | None, ends: Mapping[int, float]) -> float | None:
         """Seconds until all of a job's images will be done, where that can be told."""
@@ -108,7 +108,7 @@ def _at_work(tickets: Sequence[Ticket]) -> str:
     return f"denoising {front.step}/{front.request.steps}{done}"
 
 
-def _row(job: JobRecord) -> dict[str, Any]:
+def _row(job: JobRecord) -> JobRow:
     """What the row alone says."""
     return {
         "prompt": job.prompt,

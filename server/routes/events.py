@@ -15,7 +15,10 @@ from litestar.response.sse import ServerSentEventMessage
 from server.cross_site import refuse_foreign
 from server.identity.caller import Caller
 from server.jobs.feed import Told
+from server.schemas import Raw, documents
 from server.state import Services
+
+STREAM = Raw("Server-sent events; while nothing happens, a comment every 15 seconds.", ("text/event-stream",))
 
 
 class Events(Controller):
@@ -23,7 +26,7 @@ class Events(Controller):
 
     tags = ["events"]
 
-    @get("/api/v1/jobs/{job_id:str}/events", media_type="text/event-stream")
+    @get("/api/v1/jobs/{job_id:str}/events", media_type="text/event-stream", opt=documents(answers={200: STREAM}))
     async def of_job(
         self,
         services: NamedDependency[Services],
@@ -35,7 +38,7 @@ class Events(Controller):
         await services.jobs.store.get(caller.owner_id, job_id)
         return ServerSentEvent(_messages(services.feed.follow(caller.owner_id, job_id, previews=previews)))
 
-    @get("/api/v1/events", media_type="text/event-stream")
+    @get("/api/v1/events", media_type="text/event-stream", opt=documents(answers={200: STREAM}))
     async def all(
         self,
         services: NamedDependency[Services],

@@ -1,17 +1,21 @@
 """What the server is doing, and what it can do: for the web page, for `darkroom top` and for other programs."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from server.errors import NoPreview
+from server.facts import Capabilities, Queue
 from server.identity.caller import Caller
+from server.schemas import Raw, Success, documents, success
 from server.state import Services
 from storage.encoding import encode
 from storage.media import ImageFormat
+
+PREVIEW = Raw("The picture as far as its last step tells, at most 256 pixels a side.", ("image/webp",))
 
 
 class ServerOverview(Controller):
@@ -23,11 +27,11 @@ class ServerOverview(Controller):
     @get("/queue", sync_to_thread=False)
     def queue(
         self, services: NamedDependency[Services], limit: Annotated[int, QueryParameter(ge=0, le=1000)] = 100
-    ) -> dict[str, Any]:
+    ) -> Success[Queue]:
         """The images that wait or run, when they will be done, and how the last minute was."""
-        return {"success": True, "data": services.overview.queue(limit)}
+        return success(services.overview.queue(limit))
 
-    @get("/queue/{number:int}/preview", media_type="image/webp")
+    @get("/queue/{number:int}/preview", media_type="image/webp", opt=documents(answers={200: PREVIEW}))
     async def preview(
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], number: FromPath[int]
     ) -> Response[bytes]:
@@ -42,7 +46,6 @@ class ServerOverview(Controller):
         return Response(content, headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
 
     @get("/capabilities", sync_to_thread=False)
-    def capabilities(self, services: NamedDependency[Services]) -> dict[str, Any]:
+    def capabilities(self, services: NamedDependency[Services]) -> Success[Capabilities]:
         """The device, the limits, and each model with what it can do, where it is and what its steps cost."""
-        data = services.overview.capabilities(services.settings, services.catalog, services.broken)
-        return {"success": True, "data": data}
+        return success(services.overview.capabilities(services.settings, services.catalog, services.broken))

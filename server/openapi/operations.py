@@ -1,0 +1,132 @@
+"""One operation of the OpenAPI document: a method of a route, with every answer that it can give."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, get_args, get_origin
+
+from litestar import Response
+from litestar.handlers import HTTPRouteHandler
+
+from server.identity.guard import SAFE_METHODS, Access, access_of
+from server.openapi import refusals
+from server.openapi.json_schemas import JsonSchemas
+from server.openapi.words import HEADERS
+from server.schemas import Documented, Raw
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A method of a route."""
+
+    path: str
+    method: str
+    handler: HTTPRouteHandler
+
+    @property
+    def documented(self) -> Documented:
+        """What the route tells of itself."""
+        found: Documented = self.handler.opt.get("documents", Documented())
+        return found
+
+    @property
+    def name(self) -> str:
+        """Of the controller and its function, as in `jobs_cancel`; of a second path or method, with what is its own."""
+        names = self.handler.fn.__qualname__.split(".")
+        words = [re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", name).lower() for name in names]
+        first = min((re.sub(r":\w+}", "}", path) for path in self.handler.paths), key=len)
+        if not self.path.endswith(first.rstrip("/")):
+            words.append(self.path.rsplit("/", 1)[-1])
+        if self.method != "get" and len(self.handler.http_methods) > 1:
+            words.append(self.method)
+        return "_".join(dict.fromkeys(words))
+
+    @property
+    def public(self) -> bool:
+        """Whether nobody is asked who they are."""
+        return access_of(self.handler) is Access.PUBLIC
+
+    @property
+    def answers(self) -> dict[int, Any]:
+        """By status, the shapes of what it answers when all is well."""
+        kind = self.handler.parsed_fn_signature.return_type.annotation
+        shape = get_args(kind)[0] if get_origin(kind) is Response else kind
+        return {self.handler.status_code: shape} | dict(self.documented.answers)
+
+    @property
+    def shapes(self) -> list[Any]:
+        """Every shape that needs a schema."""
+        body = self.documented.body
+        found = [shape for shape in self.answers.values() if not isinstance(shape, Raw)]
+        return [*([] if body is None else [body]), *found, refusals.error_shape(self.path)]
+
+    @property
+    def refusals(self) -> dict[int, list[refusals.Refusal]]:
+        """By status, everything that can go wrong."""
+        kinds: list[type[Exception]] = [*refusals.EVERY_ROUTE, *self.documented.raises]
+        kinds += () if self.public else refusals.WITH_CALLER
+        kinds += () if self.method.upper() in SAFE_METHODS else refusals.UNSAFE
+        kinds += () if self.documented.body is None else refusals.WITH_BODY
+        kinds += refusals.WITH_PARAMETERS if "{" in self.path else ()
+        return {status: cases for status, cases in refusals.refusals(kinds).items() if status not in self.answers}
+
+    def written(self, known: dict[str, Any], schemas: JsonSchemas) -> dict[str, Any]:
+        """The operation as the document has it; `known` is what Litestar makes of it."""
+        story = " ".join((inspect.getdoc(self.handler.fn) or "").split())
+        summary = re.split(r"(?<=\.)\s", story, maxsplit=1)[0]
+        operation: dict[str, Any] = {
+            "tags": known["tags"],
+            "summary": summary.removesuffix("."),
+            "operationId": self.name,
+        }
+        if summary != story:
+            operation["description"] = story.removeprefix(summary).strip()
+        parameters = [*map(_parameter, known.get("parameters", ())), *map(_header, self.documented.reads)]
+        if parameters:
+            operation["parameters"] = parameters
+        if self.documented.body is not None:
+            schema = schemas.of(self.documented.body)
+            operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+        operation["responses"] = self._responses(schemas)
+        operation["security"] = [] if self.public else [{"bearer": []}]
+        return operation
+
+    def _responses(self, schemas: JsonSchemas) -> dict[str, Any]:
+        error = schemas.of(refusals.error_shape(self.path))
+        found = {}
+        for status, shape in self.answers.items():
+            names = self.documented.sends.get(status, ())
+            found[str(status)] = _answer(status, shape, schemas) | {"headers": _headers(names)}
+        for status, cases in self.refusals.items():
+            headers = _headers(refusals.headers_of(cases))
+            found[str(status)] = refusals.described(cases, error) | {"headers": headers}
+        if self.method == "head":
+            for response in found.values():
+                response.pop("content", None)
+        return dict(sorted(found.items()))
+
+
+def _answer(status: int, shape: Any, schemas: JsonSchemas) -> dict[str, Any]:
+    if isinstance(shape, Raw):
+        content: dict[str, Any] = {kind: {} for kind in shape.media_types}
+        return {"description": shape.meaning} | ({"content": content} if content else {})
+    named = get_args(shape)[0] if get_args(shape) else shape
+    meaning = inspect.getdoc(named) or HTTPStatus(status).phrase
+    return {"description": meaning, "content": {JSON: {"schema": schemas.of(shape)}}}
+
+
+def _headers(names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *names)}
+
+
+def _header(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": HEADERS[name], "schema": {"type": "string"}}
+
+
+def _parameter(known: dict[str, Any]) -> dict[str, Any]:
+    """One of Litestar's, without what goes without saying."""
+    return {name: value for name, value in known.items() if value is not False}
