@@ -59,6 +59,8 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
             raise UnknownField(written[:80], f"Unknown field {written[:80]!r}{hint}")
         if value is not None and fields.setdefault(name, value) != value:
             raise InvalidRequest(written, f"{written} is given twice, with different values.")
+    if "prompt" not in fields:
+        raise MissingField("prompt", "prompt is required; describe the picture you want.")
     try:
         return msgspec.convert(fields, GenerationBody)
     except msgspec.ValidationError as error:
@@ -74,8 +76,6 @@ def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent
     Raises:
         InvalidRequest, UnknownModel: naming the field, the rule and the remedy.
     """
-    if body.prompt is None:
-        raise MissingField("prompt", "prompt is required; describe the picture you want.")
     count = 1 if body.n is None else body.n
     check_range("n", count, 1, MAX_IMAGES)
     check_range("priority", body.priority or 0, -MAX_PRIORITY, MAX_PRIORITY)

@@ -26,7 +26,7 @@ def _one_of(meaning: str, *words: str, **keywords: Any) -> Meta:
     return says(meaning, enum=[*words, None], **keywords)
 
 
-class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
+class GenerationBody(msgspec.Struct):
     """What to make. A field that is null or absent is left to the model's defaults.
 
     Each field may also be written in camelCase, and `cfg_scale`, `num_images`, `num_inference_steps`, `scheduler`,
@@ -35,9 +35,9 @@ class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     prompt: Annotated[
-        str | None,
+        str,
         says("What to draw; not all of it blank.", minLength=1, maxLength=MAX_PROMPT_CHARACTERS, examples=["a boat"]),
-    ] = None
+    ]
     model: Annotated[str | None, says("A model's name or alias; without it, the catalogue's default.")] = None
     n: Annotated[int | None, says("How many pictures; their seeds count up.", minimum=1, maximum=MAX_IMAGES)] = None
     size: Annotated[

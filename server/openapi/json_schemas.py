@@ -1,6 +1,7 @@
 """The shapes of bodies and answers as JSON Schema."""
 
 from collections.abc import Iterable
+from inspect import cleandoc
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import msgspec
@@ -26,6 +27,15 @@ class JsonSchemas:
         return self._schemas[self._shapes.index(shape)]
 
 
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's schema as Litestar writes it: in an address there is no null, and bounds are whole numbers."""
+    schema = dict(schema)
+    match schema.pop("oneOf", None):
+        case [option, {"type": "null"}]:
+            schema = option | schema
+    return {name: int(value) if isinstance(value, float) else value for name, value in schema.items()}
+
+
 def _orders(shape: Any) -> Iterable[tuple[str, list[str]]]:
     """The names of all dictionaries in a shape, and the order of their fields: msgspec sorts them by the alphabet."""
     for inner in get_args(shape):
@@ -44,6 +54,8 @@ def _tidy(schema: Any, order: list[str] | None = None) -> Any:
     if not isinstance(schema, dict):
         return schema
     tidy = {name: _tidy(value) for name, value in schema.items() if (name, value) != ("default", None)}
+    if isinstance(tidy.get("description"), str):
+        tidy["description"] = cleandoc(tidy["description"])
     if order is not None:
         tidy["properties"] = {name: tidy["properties"][name] for name in order}
     match tidy.get("anyOf"):

@@ -12,8 +12,8 @@ from litestar.handlers import HTTPRouteHandler
 
 from server.identity.guard import SAFE_METHODS, Access, access_of
 from server.openapi import refusals
-from server.openapi.json_schemas import JsonSchemas
-from server.openapi.words import HEADERS
+from server.openapi.json_schemas import JsonSchemas, without_null
+from server.openapi.words import HEADERS, PARAMETERS
 from server.schemas import Documented, Raw
 
 JSON = "application/json"
@@ -129,4 +129,6 @@ def _header(name: str) -> dict[str, Any]:
 
 def _parameter(known: dict[str, Any]) -> dict[str, Any]:
     """One of Litestar's, without what goes without saying."""
-    return {name: value for name, value in known.items() if value is not False}
+    told = {"name": known["name"], "in": known["in"], "description": PARAMETERS.get(known["name"])}
+    told |= known | {"schema": without_null(known["schema"])}
+    return {name: value for name, value in told.items() if value not in (None, False)}

@@ -38,7 +38,8 @@ class Refusal:
 
     @classmethod
     def of(cls, kind: type[Exception]) -> "Refusal":
-        return cls(answer_of(kind) or UNFORESEEN, " ".join((inspect.getdoc(kind) or "").split()))
+        meaning = (inspect.getdoc(kind) or "").partition("\n\n")[0]
+        return cls(answer_of(kind) or UNFORESEEN, " ".join(meaning.split()))
 
 
 FORESEEN_BY_NOBODY = Refusal(UNFORESEEN, "Unforeseen; the server's log tells more.")

@@ -55,3 +55,23 @@ HEADERS = {
     "If-Range": "An `ETag`: heed `Range` only where the file still has it.",
     "Range": "One range of bytes, such as `bytes=0-1023`; several mean the whole file.",
 }
+
+PARAMETERS = {
+    "job_id": "A job's `id`.",
+    "image_id": "A picture's `id`.",
+    "name": "A model's name or alias; it may hold a slash, as such or as `%2F`.",
+    "number": "An image's `id` in the queue.",
+    "kind": "`generated_images` or `thumbnails`.",
+    "year": "The year that the picture was made in.",
+    "month": "The month, of two digits.",
+    "file": "The picture's `id` and `.png`, `.jpeg` or `.webp`.",
+    "page": "Which page, from 1.",
+    "perPage": "How many a page has.",
+    "limit": "How many at most.",
+    "cursor": "The `next_cursor` of the page before.",
+    "status": "Only jobs of this status; it may be given several times.",
+    "session_id": "Only jobs with this `session_id`.",
+    "days": "Of how many days, up to now.",
+    "previews": "Whether to send what the pictures look like by now, at most once a second and job.",
+    "Last-Event-ID": "The `id` of the last event received: what ended since is told first. Browsers send it by themselves.",
+}

@@ -27,6 +27,7 @@ RETRY = (IllegalTransition, UnknownModel, QueueFull)
 FRONT: Final = "front"
 QUEUED = {202: ("Location",)}
 STATUSES = ", ".join(JobStatus)
+ONE_OF_STATUSES = {"type": "array", "items": {"enum": list(JobStatus)}}
 
 
 class Queued(TypedDict):
@@ -96,7 +97,7 @@ class Jobs(Controller):
         self,
         services: NamedDependency[Services],
         caller: NamedDependency[Caller],
-        status: FromQuery[list[str] | None] = None,
+        status: Annotated[list[str] | None, QueryParameter(schema_extra=ONE_OF_STATUSES)] = None,
         session_id: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
         cursor: FromQuery[str | None] = None,
