@@ -36,7 +36,7 @@ class GenerationBody(msgspec.Struct):
 
     prompt: Annotated[
         str,
-        says("What to draw; not all of it blank.", minLength=1, maxLength=MAX_PROMPT_CHARACTERS, examples=["a boat"]),
+        says("What to draw; not all of it blank.", pattern=r"\S", maxLength=MAX_PROMPT_CHARACTERS, examples=["a boat"]),
     ]
     model: Annotated[str | None, says("A model's name or alias; without it, the catalogue's default.")] = None
     n: Annotated[int | None, says("How many pictures; their seeds count up.", minimum=1, maximum=MAX_IMAGES)] = None

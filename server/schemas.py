@@ -29,7 +29,7 @@ MOST = 2**53
 
 @dataclass(frozen=True)
 class Raw:
-    """An answer that is no JSON: in words, and the media types that it may have; none where it has no body."""
+    """An answer or a body that is no JSON: in words, and the media types that it may have; none where it is empty."""
 
     meaning: str
     media_types: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Documented:
     """What a route's signature can't tell of it.
 
     Attributes:
-        body: the shape of its JSON body.
+        body: the shape of its body.
         answers: by status, the shapes of its answers, where it has more than its return type or another.
         raises: what it refuses or fails of, beside what befalls every route of its kind.
         reads: the headers of a request that matter to it.

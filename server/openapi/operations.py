@@ -5,11 +5,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import NoneType
 from typing import Any, get_args, get_origin
 
 from litestar import Response
 from litestar.handlers import HTTPRouteHandler
 
+from server.client_key import HEADER, MAX_CHARACTERS
 from server.identity.guard import SAFE_METHODS, Access, access_of
 from server.openapi import refusals
 from server.openapi.json_schemas import JsonSchemas, without_null
@@ -17,6 +19,8 @@ from server.openapi.words import HEADERS, PARAMETERS
 from server.schemas import Documented, Raw
 
 JSON = "application/json"
+TEXT = {"type": "string"}
+HEADER_SCHEMAS = {HEADER: TEXT | {"minLength": 1, "maxLength": MAX_CHARACTERS}}
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,15 @@ class Operation:
         """By status, the shapes of what it answers when all is well."""
         kind = self.handler.parsed_fn_signature.return_type.annotation
         shape = get_args(kind)[0] if get_origin(kind) is Response else kind
+        if shape is NoneType:
+            shape = Raw("Done; there is nothing to tell.")
         return {self.handler.status_code: shape} | dict(self.documented.answers)
 
     @property
     def shapes(self) -> list[Any]:
         """Every shape that needs a schema."""
-        body = self.documented.body
-        found = [shape for shape in self.answers.values() if not isinstance(shape, Raw)]
-        return [*([] if body is None else [body]), *found, refusals.error_shape(self.path)]
+        found = [self.documented.body, *self.answers.values(), refusals.error_shape(self.path)]
+        return [shape for shape in found if shape is not None and not isinstance(shape, Raw)]
 
     @property
     def refusals(self) -> dict[int, list[refusals.Refusal]]:
@@ -89,8 +94,7 @@ class Operation:
         if parameters:
             operation["parameters"] = parameters
         if self.documented.body is not None:
-            schema = schemas.of(self.documented.body)
-            operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+            operation["requestBody"] = {"required": True, "content": _content(self.documented.body, schemas)}
         operation["responses"] = self._responses(schemas)
         operation["security"] = [] if self.public else [{"bearer": []}]
         return operation
@@ -111,12 +115,16 @@ class Operation:
 
 
 def _answer(status: int, shape: Any, schemas: JsonSchemas) -> dict[str, Any]:
-    if isinstance(shape, Raw):
-        content: dict[str, Any] = {kind: {} for kind in shape.media_types}
-        return {"description": shape.meaning} | ({"content": content} if content else {})
     named = get_args(shape)[0] if get_args(shape) else shape
-    meaning = inspect.getdoc(named) or HTTPStatus(status).phrase
-    return {"description": meaning, "content": {JSON: {"schema": schemas.of(shape)}}}
+    meaning = shape.meaning if isinstance(shape, Raw) else inspect.getdoc(named) or HTTPStatus(status).phrase
+    content = _content(shape, schemas)
+    return {"description": meaning} | ({"content": content} if content else {})
+
+
+def _content(shape: Any, schemas: JsonSchemas) -> dict[str, Any]:
+    if isinstance(shape, Raw):
+        return {kind: {} for kind in shape.media_types}
+    return {JSON: {"schema": schemas.of(shape)}}
 
 
 def _headers(names: Iterable[str]) -> dict[str, Any]:
@@ -124,7 +132,7 @@ def _headers(names: Iterable[str]) -> dict[str, Any]:
 
 
 def _header(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "description": HEADERS[name], "schema": {"type": "string"}}
+    return {"name": name, "in": "header", "description": HEADERS[name], "schema": HEADER_SCHEMAS.get(name, TEXT)}
 
 
 def _parameter(known: dict[str, Any]) -> dict[str, Any]:

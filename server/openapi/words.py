@@ -73,5 +73,5 @@ PARAMETERS = {
     "session_id": "Only jobs with this `session_id`.",
     "days": "Of how many days, up to now.",
     "previews": "Whether to send what the pictures look like by now, at most once a second and job.",
-    "Last-Event-ID": "The `id` of the last event received: what ended since is told first. Browsers send it by themselves.",
+    "Last-Event-ID": "The `id` of the last event received: what ended since is told first. Browsers send it unasked.",
 }
