@@ -141,6 +141,8 @@ class GenerationBody(msgspec.Struct):
     ] = None
 
 
+EXAMPLE = {"prompt": "a lighthouse on a cliff at dusk", "steps": 20, "seed": 7}
+
 # Other spellings that clients use, beside the camelCase of every field.
 ALIASES = {"cfg_scale": "guidance_scale", "num_images": "n", "num_inference_steps": "steps", "scheduler": "schedule"}
 ALIASES |= {"prompt_text": "prompt", "async": "respond_async"}

@@ -41,6 +41,7 @@ class Documented:
 
     Attributes:
         body: the shape of its body.
+        example: such a body.
         answers: by status, the shapes of its answers, where it has more than its return type or another.
         raises: what it refuses or fails of, beside what befalls every route of its kind.
         reads: the headers of a request that matter to it.
@@ -48,6 +49,7 @@ class Documented:
     """
 
     body: Any = None
+    example: Any = None
     answers: Mapping[int, Any] = field(default_factory=dict)
     raises: tuple[type[Exception], ...] = ()
     reads: tuple[str, ...] = ()
@@ -57,13 +59,14 @@ class Documented:
 def documents(
     *,
     body: Any = None,
+    example: Any = None,
     answers: Mapping[int, Any] | None = None,
     raises: tuple[type[Exception], ...] = (),
     reads: tuple[str, ...] = (),
     sends: Mapping[int, tuple[str, ...]] | None = None,
 ) -> dict[str, Documented]:
     """The `opt` by which a route's handler tells this: `opt=OPERATOR | documents(raises=(JobEnded,))`."""
-    return {"documents": Documented(body, answers or {}, raises, reads, sends or {})}
+    return {"documents": Documented(body, example, answers or {}, raises, reads, sends or {})}
 
 
 class Success(TypedDict, Generic[T]):

@@ -17,7 +17,8 @@ import server.jobs.runs
 from pipelines.errors import ImageFailed
 from server.jobs.events import Follower
 from storage.errors import DiskFull
-from tests.fake_server import PATIENCE, FakeServer, GatedEngine, calling, eventually, serving
+from storage.images import ImageStore
+from tests.fake_server import PATIENCE, FakeServer, GatedEngine, calling, eventually, gate_before, serving
 
 
 @pytest.fixture
@@ -327,6 +328,24 @@ def test_a_job_s_events_come_in_order_and_end_with_it(fake: FakeServer) -> None:
     follow(fake, f"/api/v1/jobs/{job}/events", late).join(PATIENCE)
     assert [kind for kind, _ in late] == ["completed"], "a late subscriber hears the present state"
     assert httpx.get(fake.url + "/api/v1/jobs/nobody/events").status_code == 404
+
+
+def test_a_job_that_ends_while_it_is_looked_at_does_not_begin_anew(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = fake.engine.gates["step"]
+    step.close()
+    job = submit(fake)
+    eventually(lambda: look(fake, job)["status"] == "processing")
+    looking = gate_before(monkeypatch, ImageStore, "of_jobs")
+    with ThreadPoolExecutor() as pool:
+        told = pool.submit(look, fake, job)
+        assert looking.reached.wait(PATIENCE)
+        step.open()
+        eventually(lambda: fake.app.state.services.jobs.find(job) is None)
+        looking.open()
+    facts = told.result()
+    assert (facts["status"], facts["progress"], facts["currentStep"]) == ("processing", 99, "saving")
 
 
 def test_all_jobs_are_followed_and_what_was_missed_is_told(fake: FakeServer) -> None:

@@ -30,8 +30,8 @@ class JobRow(TypedDict):
     dueAt: Annotated[Moment | None, says("Of a job that waits for its next attempt: when that is.")]
 
 
-class JobFacts(JobRow):
-    """One job: how far it is, when it will be done, what came of it."""
+class JobState(TypedDict):
+    """How far a job is, and what came of it."""
 
     id: str
     jobId: Annotated[str, says("The same as `id`.")]
@@ -49,3 +49,7 @@ class JobFacts(JobRow):
     error: Annotated[
         JobError | None, says("Why it failed, why pictures are missing, or what its last attempt failed of.")
     ]
+
+
+class JobFacts(JobState, JobRow):
+    """One job: how far it is, when it will be done, what came of it."""

@@ -42,7 +42,7 @@ class Progress:
             "id": job.id,
             "jobId": job.id,
             "status": job.status,
-            "progress": 100 if job.status is JobStatus.COMPLETED else _progress(run),
+            "progress": _progress(job, run),
             "currentStep": self._step(job, run),
             "queuePosition": places.get(job.id),
             "estimatedTimeRemaining": None if left is None else round(left, 3),
@@ -66,6 +66,8 @@ class Progress:
         """What is being done, in words."""
         if job.finished_at is not None:
             return str(job.status)
+        if _ending(job, run):
+            return "saving"
         if run is None or not run.tickets:
             return "waiting for the next attempt" if job.attempts else "waiting in queue"
         if not run.at_work or job.status is JobStatus.PENDING:
@@ -88,8 +90,17 @@ def _places(waiting: Sequence[JobRecord]) -> dict[str, int]:
     return {job.id: place for place, job in enumerate(sorted(waiting, key=due), start=1)}
 
 
-def _progress(run: Run | None) -> float:
+def _ending(job: JobRecord, run: Run | None) -> bool:
+    """Whether a job has come to its end since its row was read."""
+    return run is None and job.status is JobStatus.PROCESSING
+
+
+def _progress(job: JobRecord, run: Run | None) -> float:
     """Percent of a job's steps that are done; 100 only once its pictures are kept."""
+    if job.status is JobStatus.COMPLETED:
+        return 100.0
+    if _ending(job, run):
+        return 99.0
     if run is None or not run.tickets:
         return 0.0
     shares = [1.0 if not ticket.live else ticket.step / ticket.request.steps for ticket in run.tickets]

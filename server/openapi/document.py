@@ -1,7 +1,6 @@
 """The OpenAPI document: what Litestar knows of the routes, completed by what they tell and what befalls every route."""
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 from litestar import Litestar
@@ -12,10 +11,18 @@ from server.openapi.operations import Operation
 from server.openapi.words import HEADERS, INTRODUCTION, TAGS
 from server.schemas import ApplicationError, OpenAIError
 
+METHODS = ("get", "head", "post", "put", "patch", "delete")
 
-@cache
+
 def document(app: Litestar) -> dict[str, Any]:
-    """The whole document, as it is sent."""
+    """The whole document, as it is sent; written when it is first asked for."""
+    if "document" not in app.state:
+        app.state["document"] = _written(app)
+    found: dict[str, Any] = app.state["document"]
+    return found
+
+
+def _written(app: Litestar) -> dict[str, Any]:
     known = app.openapi_schema.to_schema()
     found = list(operations(app))
     schemas = JsonSchemas(
@@ -30,13 +37,17 @@ def document(app: Litestar) -> dict[str, Any]:
         "info": known["info"] | {"description": INTRODUCTION},
         "servers": [{"url": "/", "description": "this server"}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "paths": dict(sorted(paths.items())),
+        "paths": {path: _in_order(paths[path]) for path in sorted(paths)},
         "components": {
             "schemas": schemas.components,
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _in_order(methods: dict[str, Any]) -> dict[str, Any]:
+    return {method: methods[method] for method in METHODS if method in methods}
 
 
 def operations(app: Litestar) -> Iterator[Operation]:

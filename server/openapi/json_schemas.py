@@ -19,7 +19,8 @@ class JsonSchemas:
         self._schemas = list(schemas)
         orders = {name: order for shape in self._shapes for name, order in _orders(shape)}
         self.components = {
-            name: _tidy(schema, orders.get(schema.get("title", ""))) for name, schema in sorted(components.items())
+            name: _tidy(schema, orders.get(schema.get("title", "").partition("[")[0]))
+            for name, schema in sorted(components.items())
         }
 
     def of(self, shape: Any) -> dict[str, Any]:
@@ -40,9 +41,10 @@ def _orders(shape: Any) -> Iterable[tuple[str, list[str]]]:
     """The names of all dictionaries in a shape, and the order of their fields: msgspec sorts them by the alphabet."""
     for inner in get_args(shape):
         yield from _orders(inner)
-    if is_typeddict(get_origin(shape) or shape):
-        hints = get_type_hints(get_origin(shape) or shape, include_extras=True)
-        yield str(shape) if get_origin(shape) else shape.__name__, list(hints)
+    kind = get_origin(shape) or shape
+    if is_typeddict(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        yield kind.__name__, list(hints)
         for hint in hints.values():
             yield from _orders(hint)
 

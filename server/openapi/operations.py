@@ -85,7 +85,7 @@ class Operation:
         summary = re.split(r"(?<=\.)\s", story, maxsplit=1)[0]
         operation: dict[str, Any] = {
             "tags": known["tags"],
-            "summary": summary.removesuffix("."),
+            "summary": summary.removesuffix(".").replace("`", ""),
             "operationId": self.name,
         }
         if summary != story:
@@ -94,7 +94,10 @@ class Operation:
         if parameters:
             operation["parameters"] = parameters
         if self.documented.body is not None:
-            operation["requestBody"] = {"required": True, "content": _content(self.documented.body, schemas)}
+            content = _content(self.documented.body, schemas)
+            if self.documented.example is not None:
+                content[JSON]["example"] = self.documented.example
+            operation["requestBody"] = {"required": True, "content": content}
         operation["responses"] = self._responses(schemas)
         operation["security"] = [] if self.public else [{"bearer": []}]
         return operation

@@ -11,7 +11,7 @@ from pipelines.errors import InvalidRequest, UnknownModel
 from pipelines.request import check_range
 from server.body import read_json
 from server.facts import Queue
-from server.generation_body import MAX_PRIORITY, GenerationBody
+from server.generation_body import EXAMPLE, MAX_PRIORITY, GenerationBody
 from server.identity.caller import Caller
 from server.identity.guard import OPERATOR
 from server.intake import REFUSED, read_order
@@ -83,7 +83,7 @@ class Jobs(Controller):
     @post(
         "/images/generate",
         status_code=202,
-        opt=documents(body=GenerationBody, raises=REFUSED, reads=("Idempotency-Key",), sends=QUEUED),
+        opt=documents(body=GenerationBody, example=EXAMPLE, raises=REFUSED, reads=("Idempotency-Key",), sends=QUEUED),
     )
     async def generate(
         self, request: Request[Any, Any, Any], services: NamedDependency[Services], caller: NamedDependency[Caller]
@@ -137,7 +137,7 @@ class Jobs(Controller):
         """Queue a job anew that failed or was cancelled."""
         return await accepted(services, await services.jobs.retry(caller.owner_id, job_id, services.catalog))
 
-    @patch("/jobs/{job_id:str}", opt=documents(body=JobPlace, raises=(JobEnded,)))
+    @patch("/jobs/{job_id:str}", opt=documents(body=JobPlace, example={"position": "front"}, raises=(JobEnded,)))
     async def change(
         self,
         request: Request[Any, Any, Any],
@@ -157,7 +157,10 @@ class Jobs(Controller):
         """The same as `/api/v1/queue`."""
         return success(services.overview.queue(limit))
 
-    @put("/images/queue/{job_id:str}/status", opt=documents(body=WantedStatus, raises=RETRY))
+    @put(
+        "/images/queue/{job_id:str}/status",
+        opt=documents(body=WantedStatus, example={"status": "cancelled"}, raises=RETRY),
+    )
     async def set_status(
         self,
         request: Request[Any, Any, Any],

@@ -13,7 +13,7 @@ from pipelines.errors import ImageFailed, ImageTooLarge, UnknownModel
 from server.disconnect import while_connected
 from server.errors import Cancelled, EngineLost, Interrupted, ModelUnavailable
 from server.generation import wants_base64
-from server.generation_body import GenerationBody
+from server.generation_body import EXAMPLE, GenerationBody
 from server.identity.caller import Caller
 from server.intake import REFUSED, read_order
 from server.jobs.jobs import Jobs
@@ -53,6 +53,7 @@ class OpenAI(Controller):
         status_code=200,
         opt=documents(
             body=GenerationBody,
+            example=EXAMPLE,
             answers={200: Pictures, 202: Success[Queued]},
             raises=(*REFUSED, *FAILED),
             reads=("Idempotency-Key", "Prefer"),
