@@ -12,6 +12,7 @@ from litestar import Litestar, Request, Response, get
 from litestar.datastructures import MutableScopeHeaders, State
 from litestar.di import Provide
 from litestar.response import Redirect
+from litestar.routes import HTTPRoute
 from litestar.static_files import create_static_files_router
 from litestar.types import Message, Scope
 
@@ -35,7 +36,7 @@ from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
 from server.jobs.resuming import resume
 from server.metrics import Metrics, Snapshot
-from server.openapi import openapi_config
+from server.openapi.page import openapi_config
 from server.overview import Overview
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
@@ -79,7 +80,7 @@ def create_app(settings: Settings, catalog: Catalog, new_engine: Callable[[], En
         guards=[screen, authorise],
         exception_handlers={Exception: handle, ClientGone: _nobody},
         lifespan=[running],
-        before_send=[_name_request],
+        before_send=[_name_request, _tell_methods],
         openapi_config=openapi_config(version("darkroom")),
         logging_config=None,
     )
@@ -233,6 +234,15 @@ async def _name_request(message: Message, scope: Scope) -> None:
     """Every answer has an id by which the log can be searched."""
     if message["type"] == "http.response.start":
         MutableScopeHeaders(message)["x-request-id"] = request_id(scope)
+
+
+async def _tell_methods(message: Message, scope: Scope) -> None:
+    """Litestar's own answer to OPTIONS knows only one handler's methods, where a path has several handlers."""
+    if message["type"] == "http.response.start" and scope.get("method") == "OPTIONS":
+        here = [route for route in scope["litestar_app"].routes if route.path_format == scope.get("path_template")]
+        methods = {method for route in here if isinstance(route, HTTPRoute) for method in route.methods}
+        if methods:
+            MutableScopeHeaders(message)["Allow"] = ", ".join(sorted(methods))
 
 
 def _nobody(request: Request[Any, Any, Any], error: ClientGone) -> Response[None]:

@@ -7,8 +7,9 @@
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from litestar import Request, Response
@@ -26,6 +27,7 @@ from pipelines.errors import (
 )
 from pipelines.wording import mistyped
 from server.scheduling.queue import QueueFull
+from server.schemas import ApplicationError, Fault, OpenAIError
 from storage.errors import (
     DatabaseBusy,
     DatabaseDamaged,
@@ -172,7 +174,7 @@ ANSWERS: dict[type[Exception], Answer] = {
 }
 
 # What the framework itself refuses, by status: its own words help nobody.
-_FRAMEWORK = {
+FRAMEWORK = {
     400: ("invalid_request", "The request cannot be understood."),
     404: ("not_found", "Nothing is served under this address; /docs lists what is."),
     405: ("method_not_allowed", "This address does not take this method; the Allow header lists those it takes."),
@@ -194,6 +196,7 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     answer, message = explain(error)
     _log(request, answer, error)
     field = error.field if isinstance(error, InvalidRequest) else None
+    shape: Callable[[Answer, str, str | None], OpenAIError | ApplicationError]
     shape = _openai if request.scope["path"].split("/")[1:2] == ["v1"] else _application
     return Response(shape(answer, message, field), status_code=answer.status, headers=_headers(answer, error))
 
@@ -202,14 +205,17 @@ def explain(error: Exception) -> tuple[Answer, str]:
     """The answer to an exception and the message a client may read; an unforeseen one tells nothing of itself."""
     if isinstance(error, JobFailed):
         return next((answer for answer in ANSWERS.values() if answer.code == error.code), UNFORESEEN), str(error)
-    for ancestor in type(error).__mro__:
-        if ancestor in ANSWERS:
-            answer = ANSWERS[ancestor]
-            return answer, answer.says or str(error)
+    if (answer := answer_of(type(error))) is not None:
+        return answer, answer.says or str(error)
     if isinstance(error, HTTPException) and error.status_code < 500:
-        code, message = _FRAMEWORK.get(error.status_code, _FRAMEWORK[400])
+        code, message = FRAMEWORK.get(error.status_code, FRAMEWORK[400])
         return Answer(error.status_code, code), message
     return UNFORESEEN, "Something went wrong on the server; its log has the details under this request's id."
+
+
+def answer_of(kind: type[BaseException]) -> Answer | None:
+    """The answer that an exception of this class has, if it is foreseen."""
+    return next((ANSWERS[ancestor] for ancestor in kind.__mro__ if ancestor in ANSWERS), None)
 
 
 def public(error: BaseException, model: str) -> Exception:
@@ -268,11 +274,15 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
     return headers
 
 
-def _openai(answer: Answer, message: str, field: str | None) -> dict[str, Any]:
-    kind = "invalid_request_error" if answer.status < 500 else "server_error"
+def _openai(answer: Answer, message: str, field: str | None) -> OpenAIError:
+    kind: Literal["invalid_request_error", "server_error"] = (
+        "invalid_request_error" if answer.status < 500 else "server_error"
+    )
     return {"error": {"message": message, "type": kind, "param": field, "code": answer.code}}
 
 
-def _application(answer: Answer, message: str, field: str | None) -> dict[str, Any]:
-    error = {"code": answer.code, "message": message}
-    return {"success": False, "error": error | ({"field": field} if field else {})}
+def _application(answer: Answer, message: str, field: str | None) -> ApplicationError:
+    fault: Fault = {"code": answer.code, "message": message}
+    if field:
+        fault["field"] = field
+    return {"success": False, "error": fault}

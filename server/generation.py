@@ -1,10 +1,9 @@
-"""The body of an image generation as clients write it, and the order it becomes."""
+"""The body of an image generation as clients write it is checked here, and becomes an order."""
 
 import re
 import secrets
 from typing import Any
 
-import msgspec
 from PIL import Image
 
 from pipelines.catalog import Catalog, ModelEntry
@@ -16,80 +15,24 @@ from pipelines.sizes import parse_size, size_of_ratio
 from pipelines.wording import nearest
 from server.body import read_struct
 from server.errors import MissingField, UnknownField, UnsupportedField
+from server.generation_body import (
+    ALIASES,
+    ANSWERS_AS,
+    BACKGROUNDS,
+    LATER,
+    MAX_DEADLINE,
+    MAX_IMAGES,
+    MAX_LABEL_CHARACTERS,
+    MAX_PRIORITY,
+    STYLES,
+    GenerationBody,
+)
 from server.identity.caller import Caller
 from server.jobs.orders import Order
+from server.schemas import MOST
 from storage.encoding import encode
 from storage.errors import MetadataTooLarge
 from storage.media import ImageFormat
-
-MAX_IMAGES = 10
-MAX_PRIORITY = 10
-MAX_DEADLINE = 86_400.0
-"""Seconds."""
-
-
-class GenerationBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What POST /v1/images/generations reads. A field that is null or absent is left to the model's defaults."""
-
-    prompt: str | None = None
-    model: str | None = None
-    n: int | None = None
-    size: str | None = None
-    quality: str | None = None
-    style: str | None = None
-    response_format: str | None = None
-    output_format: str | None = None
-    output_compression: int | None = None
-    background: str | None = None
-    moderation: str | None = None
-    input_fidelity: str | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    negative_prompt: str | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    sampler: str | None = None
-    schedule: str | None = None
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    aspect_ratio: str | None = None
-    clip_skip: int | None = None
-    skip_guidance: float | None = None
-    deterministic: bool | None = None
-    priority: int | None = None
-    deadline: float | None = None
-    session_id: str | None = None
-    public: bool | None = None
-    respond_async: bool | None = None
-
-
-# Other spellings that clients use, beside the camelCase of every field.
-ALIASES = {"cfg_scale": "guidance_scale", "num_images": "n", "num_inference_steps": "steps", "scheduler": "schedule"}
-ALIASES |= {"prompt_text": "prompt", "async": "respond_async"}
-
-# Part of the API, not of this server yet; each is an error that says so, unless it asks for nothing.
-LATER = {
-    "stream": "streaming",
-    "partial_images": "streaming",
-    "image": "edits",
-    "mask": "edits",
-    "strength": "edits",
-    "reference_images": "reference images",
-    "control": "control images",
-    "loras": "LoRAs",
-    "preset": "presets",
-    "hires_fix": "hires fix",
-    "refiner": "the refiner",
-    "watermark": "watermarks",
-    "tags": "tags",
-}
-
-
-STYLES = ("vivid", "natural")
-BACKGROUNDS = ("auto", "opaque")
-MAX_INTEGER = 2**53
-"""The largest whole number that every JSON reader keeps exact."""
 
 # Neither SQLite's tools nor a picture's metadata hold a NUL, and UTF-8 knows no half of a surrogate pair.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -116,6 +59,8 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
             raise UnknownField(written[:80], f"Unknown field {written[:80]!r}{hint}")
         if value is not None and fields.setdefault(name, value) != value:
             raise InvalidRequest(written, f"{written} is given twice, with different values.")
+    if "prompt" not in fields:
+        raise MissingField("prompt", "prompt is required; describe the picture you want.")
     return read_struct(fields, GenerationBody, spelling)
 
 
@@ -125,8 +70,6 @@ def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent
     Raises:
         InvalidRequest, UnknownModel: naming the field, the rule and the remedy.
     """
-    if body.prompt is None:
-        raise MissingField("prompt", "prompt is required; describe the picture you want.")
     count = 1 if body.n is None else body.n
     check_range("n", count, 1, MAX_IMAGES)
     check_range("priority", body.priority or 0, -MAX_PRIORITY, MAX_PRIORITY)
@@ -175,7 +118,7 @@ def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent
 
 def wants_base64(body: GenerationBody) -> bool:
     """Whether the picture itself is to be in the response, by OpenAI's rules of who gets what unasked."""
-    if body.response_format not in (None, "url", "b64_json"):
+    if body.response_format not in (None, *ANSWERS_AS):
         raise InvalidRequest("response_format", "response_format must be url or b64_json.")
     if body.response_format is not None:
         return body.response_format == "b64_json"
@@ -193,8 +136,8 @@ def _check_value(written: str, value: object) -> None:
     """What no field may hold, whatever its type."""
     if isinstance(value, str) and _UNSTORABLE.search(value):
         raise InvalidRequest(written[:80], f"{written[:80]} holds a NUL or half a surrogate pair; take it out.")
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        raise InvalidRequest(written[:80], f"{written[:80]} is beyond ±{MAX_INTEGER}.")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise InvalidRequest(written[:80], f"{written[:80]} is beyond ±{MOST}.")
 
 
 def _check_looks(body: GenerationBody) -> None:
@@ -242,6 +185,6 @@ def _canonical(written: str) -> str:
 
 
 def _short(field: str, text: str | None) -> str | None:
-    if text is not None and len(text) > 256:
-        raise InvalidRequest(field, f"{field} has {len(text)} characters; at most 256 are allowed.")
+    if text is not None and len(text) > MAX_LABEL_CHARACTERS:
+        raise InvalidRequest(field, f"{field} has {len(text)} characters; at most {MAX_LABEL_CHARACTERS} are allowed.")
     return text

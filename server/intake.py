@@ -5,13 +5,21 @@ from typing import Any
 
 from litestar import Request
 
+from pipelines.errors import UnknownModel
 from server.body import read_json
 from server.client_key import client_key
-from server.generation import GenerationBody, order_of, read_body
+from server.errors import Interrupted, MissingField, UnknownField, UnsupportedField
+from server.generation import order_of, read_body
+from server.generation_body import GenerationBody
 from server.identity.caller import Caller
 from server.jobs.orders import Order
+from server.scheduling.queue import QueueFull
 from server.state import Services
+from storage.errors import KeyReused
 from storage.records import ClientKey
+
+REFUSED = (MissingField, UnknownField, UnsupportedField, UnknownModel, KeyReused, QueueFull, Interrupted)
+"""What befalls a request for pictures before anything is written."""
 
 
 @dataclass(frozen=True)

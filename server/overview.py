@@ -4,14 +4,15 @@ from collections.abc import Collection
 from functools import cache
 from importlib.metadata import version
 from time import monotonic
-from typing import Any
+from typing import Literal
 
 from pipelines.catalog import Catalog, ModelEntry, name_of
 from pipelines.levers import QUALITY_STEPS
 from pipelines.quality import with_quality
 from pipelines.request import MAX_GUIDANCE, MAX_PROMPT_CHARACTERS, BatchKey, Wishes
 from pipelines.samplers import SAMPLERS, Prediction
-from server.generation import MAX_DEADLINE, MAX_IMAGES, MAX_PRIORITY
+from server.facts import Capabilities, ModelFacts, Queue, QueueImage, Recent, SamplerFacts, Shape
+from server.generation_body import MAX_DEADLINE, MAX_IMAGES, MAX_PRIORITY
 from server.metrics import MOST_SIZES, Metrics
 from server.recent import WINDOW_SECONDS
 from server.scheduling.loop import Scheduler
@@ -35,7 +36,7 @@ class Overview:
         self._ends: dict[int, float] = {}
         self._next_forecast = 0.0
 
-    def queue(self, limit: int) -> dict[str, Any]:
+    def queue(self, limit: int) -> Queue:
         """The images that wait or run, at most `limit` of them: those begun, then those done next."""
         tickets = self._scheduler.line.tickets
         now, ends = monotonic(), self.ends()
@@ -47,20 +48,24 @@ class Overview:
             "queueLength": len(places),
             "processingCount": len(tickets) - len(places),
             "paused": self._scheduler.paused,
-            "averageWaitTime": _rounded(self._metrics.waits.mean),
+            "averageWaitTime": _known(self._metrics.waits.mean),
             "estimatedProcessingTime": _rounded(max([0.0, *left])),
             "backlogSeconds": _rounded(self._scheduler.outlook.backlog(tickets)),
             "retryAfter": self._scheduler.outlook.retry_after(tickets),
             "images": [_image(ticket, places.get(ticket.order), ends, now) for ticket in tickets[:limit]],
             "recent": self._recent(),
-            "totals": {name: self._metrics.totals[name] for name in ("pictures", "failures", "refusals")},
+            "totals": {
+                "pictures": self._metrics.totals["pictures"],
+                "failures": self._metrics.totals["failures"],
+                "refusals": self._metrics.totals["refusals"],
+            },
         }
 
-    def _recent(self) -> dict[str, Any]:
+    def _recent(self) -> Recent:
         return {
             "seconds": WINDOW_SECONDS,
             "picturesPerSecond": _rounded(self._metrics.pictures.per_second),
-            "rowsPerStep": _rounded(self._metrics.rows.mean),
+            "rowsPerStep": _known(self._metrics.rows.mean),
         }
 
     def ends(self) -> dict[int, float]:
@@ -72,7 +77,7 @@ class Overview:
             self._next_forecast = monotonic() + PAUSE * (monotonic() - began)
         return {ticket.order: self._ends[ticket.order] for ticket in tickets if ticket.order in self._ends}
 
-    def capabilities(self, settings: Settings, catalog: Catalog, broken: Collection[str]) -> dict[str, Any]:
+    def capabilities(self, settings: Settings, catalog: Catalog, broken: Collection[str]) -> Capabilities:
         """The device, the limits, and each model: what it can do, where it is, what its steps cost here."""
         visits = self._scheduler.visits
         facts = visits.engine.facts
@@ -100,7 +105,7 @@ class Overview:
             "models": [self._model(entry, catalog.default, entry.name in broken) for entry in catalog.entries.values()],
         }
 
-    def _model(self, entry: ModelEntry, default: str, broken: bool) -> dict[str, Any]:
+    def _model(self, entry: ModelEntry, default: str, broken: bool) -> ModelFacts:
         visits = self._scheduler.visits
         loading = self._scheduler.models.loading
         coming = loading is not None and loading.model == entry.name
@@ -135,27 +140,33 @@ class Overview:
             "shapes": self._shapes(entry.identity),
         }
 
-    def _place(self, entry: ModelEntry, broken: bool) -> str:
+    def _place(self, entry: ModelEntry, broken: bool) -> Literal["resident", "parked", "broken", "absent"]:
         """Where a model is that is not on its way."""
         state = self._scheduler.visits.state
         if entry.identity in state.resident:
             return "resident"
         return "parked" if entry.identity in state.parked else "broken" if broken else "absent"
 
-    def _shapes(self, identity: str) -> list[dict[str, Any]]:
+    def _shapes(self, identity: str) -> list[Shape]:
         """What a step costs at the sizes of which steps ran, the first MOST_SIZES."""
-        cost, shapes = self._scheduler.books.cost, []
+        cost, shapes = self._scheduler.books.cost, list[Shape]()
         for (width, height), rows in list(cost.seen(identity).items())[:MOST_SIZES]:
             key = BatchKey(identity, width, height)
             cap = self._scheduler.cap(key)
             seconds = {str(count): _rounded(cost.step_seconds(key, count)) for count in sorted(rows)}
-            shape = {"width": width, "height": height, "cap": cap, "knee": cost.knee(key, cap), "stepSeconds": seconds}
+            shape: Shape = {
+                "width": width,
+                "height": height,
+                "cap": cap,
+                "knee": cost.knee(key, cap),
+                "stepSeconds": seconds,
+            }
             shapes.append(shape)
         return shapes
 
 
 @cache
-def _samplers(prediction: Prediction) -> list[dict[str, Any]]:
+def _samplers(prediction: Prediction) -> list[SamplerFacts]:
     """The samplers of models of one kind, with the schedules and the most steps that each takes."""
     methods = ((name, sampler.method(prediction)) for name, sampler in SAMPLERS.items())
     return [
@@ -165,7 +176,7 @@ def _samplers(prediction: Prediction) -> list[dict[str, Any]]:
     ]
 
 
-def _image(ticket: Ticket, place: int | None, ends: dict[int, float], now: float) -> dict[str, Any]:
+def _image(ticket: Ticket, place: int | None, ends: dict[int, float], now: float) -> QueueImage:
     """One image's facts, but for what is its owner's alone."""
     end = ends.get(ticket.order)
     return {
@@ -183,6 +194,10 @@ def _image(ticket: Ticket, place: int | None, ends: dict[int, float], now: float
     }
 
 
-def _rounded(seconds: float | None) -> float | None:
+def _rounded(seconds: float) -> float:
     """To a tenth of a millisecond, which no clock here is better than."""
-    return None if seconds is None else round(seconds, 4)
+    return round(seconds, 4)
+
+
+def _known(seconds: float | None) -> float | None:
+    return None if seconds is None else _rounded(seconds)

@@ -191,7 +191,11 @@ WRONG = {
         model('sampler = "Euler a"\nschedule = "karras"'),
         "models.m.schedule: sampler 'Euler a' does",
     ),
-    "an unknown dtype": (model('dtype = "fp16"'), "models.m.dtype: Invalid enum value 'fp16'"),
+    "an unknown dtype": (
+        model('dtype = "fp16"'),
+        "models.m.dtype: must be one of 'auto', 'float32', 'float16', 'bfloat16', not 'fp16'",
+    ),
+    "an unknown offload": (model('offload = "disk"'), "models.m.offload: must be one of 'none', 'model', 'group', not"),
     "t5 where there is none": (model("t5 = false"), "models.m.t5: family 'sdxl' has no T5"),
     "T5's length where there is none": (
         model("max_sequence_length = 77"),
@@ -219,9 +223,15 @@ WRONG = {
         model('[models.m.speed]\ncompile = "yes"'),
         "models.m.speed.compile: must be true or false, not a string",
     ),
-    "a lever half pulled": (model('[models.m.speed]\nchannels_last = "yes"'), "models.m.speed.channels_last: "),
+    "a lever half pulled": (
+        model('[models.m.speed]\nchannels_last = "yes"'),
+        "models.m.speed.channels_last: must be one of 'auto', true, false, not 'yes'.",
+    ),
     "levers that are no table": (model("speed = true"), "models.m.speed: must be a table, not true or false"),
-    "an unknown precision": (model('[models.m.speed]\nquantize = "int8"'), "models.m.speed.quantize: Invalid enum"),
+    "an unknown precision": (
+        model('[models.m.speed]\nquantize = "int8"'),
+        "models.m.speed.quantize: must be one of 'fp8', not",
+    ),
     "fp8 beside another dtype": (
         model('dtype = "float16"\n[models.m.speed]\nquantize = "fp8"'),
         'models.m.speed.quantize: "fp8" computes in bfloat16, not float16; leave dtype or quantize out',

@@ -179,11 +179,29 @@ async def test_what_a_load_tells_of_its_progress_shows_that_the_device_gets_on()
     loader.close()
 
 
-@pytest.mark.anyio
-async def test_each_sign_that_work_gets_on_begins_its_patience_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = 0.0
-    monkeypatch.setattr(server.watchdog, "monotonic", lambda: clock)
+@dataclass
+class Clock:
+    """The watchdog's, which goes on only when it is told to."""
+
+    seconds: float = 0.0
+
+    async def go_on(self, seconds: float) -> None:
+        """So many seconds pass, with time before and after for the watchdog to look."""
+        await asyncio.sleep(0.01)
+        self.seconds += seconds
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(server.watchdog, "monotonic", lambda: clock.seconds)
     monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.001)
+    return clock
+
+
+@pytest.mark.anyio
+async def test_each_sign_that_work_gets_on_begins_its_patience_anew(clock: Clock) -> None:
     gpu, signs, noted = WorkerThread("gpu"), SimpleQueue[bool](), SimpleQueue[None]()
     watching = asyncio.create_task(watch(gpu))
 
@@ -196,13 +214,10 @@ async def test_each_sign_that_work_gets_on_begins_its_patience_anew(monkeypatch:
     for _ in range(6):
         signs.put(True)
         await asyncio.to_thread(noted.get, timeout=PATIENCE)
-        await asyncio.sleep(0.01)
-        clock += 0.0015
-        await asyncio.sleep(0.01)
+        await clock.go_on(0.0015)
     assert not watching.done(), "9 ms in all, but never 5 without a sign"
     for _ in range(6):
-        clock += 0.0015
-        await asyncio.sleep(0.01)
+        await clock.go_on(0.0015)
     with pytest.raises(DeviceLost, match="hangs"):
         await working
     assert watching.done()
@@ -229,24 +244,18 @@ async def test_a_thread_that_was_given_up_raises_the_reason_to_all_who_come() ->
 
 
 @pytest.mark.anyio
-async def test_the_watchdog_ends_what_outlasts_its_patience_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = 0.0
-    monkeypatch.setattr(server.watchdog, "monotonic", lambda: clock)
-    monkeypatch.setattr(server.watchdog, "LOOK_SECONDS", 0.001)
+async def test_the_watchdog_ends_what_outlasts_its_patience_and_nothing_else(clock: Clock) -> None:
     gpu, gate = WorkerThread("gpu"), Gate()
     gate.close()
     watching = asyncio.create_task(watch(gpu))
 
     async def work(patience: float | None, asleep: float = 0.0) -> None:
         """Enter the gate for 20 looks, the clock going on a little before each, and for as long as told in between."""
-        nonlocal clock
         gate.close()
         entered = asyncio.create_task(gpu(gate.enter) if patience is None else gpu.within(patience, gate.enter))
         assert await asyncio.to_thread(gate.reached.wait, PATIENCE)
         for passed in (0.0015,) * 10 + (asleep,) + (0.0015,) * 10:
-            await asyncio.sleep(0.01)
-            clock += passed
-        await asyncio.sleep(0.01)
+            await clock.go_on(passed)
         if watching.done():
             with pytest.raises(DeviceLost, match="hangs"):
                 await entered

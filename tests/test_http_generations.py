@@ -13,7 +13,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from server.generation import GenerationBody
+from server.generation_body import GenerationBody
 from storage.encoding import read_metadata
 from storage.schema import DATABASE_NAME
 from tests.conftest import Server

@@ -15,8 +15,10 @@ from websockets.sync.client import connect
 
 import server.jobs.runs
 from pipelines.errors import ImageFailed
+from server.jobs.events import Follower
 from storage.errors import DiskFull
-from tests.fake_server import PATIENCE, FakeServer, GatedEngine, calling, eventually, serving
+from storage.images import ImageStore
+from tests.fake_server import PATIENCE, FakeServer, GatedEngine, calling, eventually, gate_before, serving
 
 
 @pytest.fixture
@@ -328,6 +330,24 @@ def test_a_job_s_events_come_in_order_and_end_with_it(fake: FakeServer) -> None:
     assert httpx.get(fake.url + "/api/v1/jobs/nobody/events").status_code == 404
 
 
+def test_a_job_that_ends_while_it_is_looked_at_does_not_begin_anew(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = fake.engine.gates["step"]
+    step.close()
+    job = submit(fake)
+    eventually(lambda: look(fake, job)["status"] == "processing")
+    looking = gate_before(monkeypatch, ImageStore, "of_jobs")
+    with ThreadPoolExecutor() as pool:
+        told = pool.submit(look, fake, job)
+        assert looking.reached.wait(PATIENCE)
+        step.open()
+        eventually(lambda: fake.app.state.services.jobs.find(job) is None)
+        looking.open()
+    facts = told.result()
+    assert (facts["status"], facts["progress"], facts["currentStep"]) == ("processing", 99, "saving")
+
+
 def test_all_jobs_are_followed_and_what_was_missed_is_told(fake: FakeServer) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     follow(fake, "/api/v1/events", events)
@@ -358,16 +378,22 @@ def test_a_websocket_tells_the_same_and_only_to_our_own_pages(fake: FakeServer) 
             socket.recv(timeout=PATIENCE)
 
 
-def test_a_reader_that_does_not_read_costs_no_memory_and_no_step(fake: FakeServer) -> None:
-    events: list[tuple[str, dict[str, Any]]] = []
+def test_a_reader_that_does_not_read_costs_no_memory_and_no_step(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear, waiting = Follower.hear, list[int]()
+
+    def heard(follower: Follower, owner_id: str, job_id: str) -> None:
+        hear(follower, owner_id, job_id)
+        waiting.append(len(follower._changed))
+
+    monkeypatch.setattr(Follower, "hear", heard)
     with httpx.stream("GET", fake.url + "/api/v1/events", timeout=PATIENCE):  # and never looks at it
-        for _ in range(20):
-            job = submit(fake, steps=20)
-        ended(fake, job)
-        (follower,) = fake.app.state.services.feed._events._followers
-        assert len(follower._changed) <= 20
+        jobs = [submit(fake, steps=20) for _ in range(5)]
+        for job in jobs:
+            ended(fake, job)
+    assert max(waiting) <= len(jobs) < len(waiting), "one mark a job, however often it changes"
     eventually(lambda: not fake.app.state.services.feed._events._followers)
-    assert not events
 
 
 def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:

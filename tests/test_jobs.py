@@ -116,13 +116,15 @@ def test_a_hang_up_removes_the_files_of_siblings_already_written(
     fake.check_consistent()
 
 
-def test_some_images_may_fail(fake: FakeServer) -> None:
+def test_some_images_may_fail(fake: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     fake.engine.failing_seeds[6] = NotANumber("the picture came out as not-a-number.")
     answer = fake.post(n=3, seed=5)
     assert answer.status_code == 200
     assert [item["seed"] for item in answer.json()["data"]] == [5, 7]
     assert answer.json()["warnings"] == ["image 1 failed: the picture came out as not-a-number."]
     assert fake.rows("SELECT status, error_code FROM jobs") == [("completed", "partly_failed")]
+    told = [record for record in caplog.records if "not-a-number" in f"{record.getMessage()} {record.exc_info}"]
+    assert len(told) == 1, "one cause is one line"
     fake.check_consistent()
 
 

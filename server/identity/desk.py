@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from server.identity.keys import Keys, NewKey, cancel_jobs_of, key_facts
+from server.identity.keys import KeyFacts, Keys, MadeKey, NewKey, cancel_jobs_of, key_facts
 from server.identity.local_pass import LocalPass
 from server.remote import Remote, Unreachable
 from storage.database import Database
@@ -26,14 +26,14 @@ class KeyDesk:
         self._folder = folder
         self._server, self.auth = _server_of(folder)
 
-    def create(self, new: NewKey) -> dict[str, Any]:
-        """A new key's facts, and under `key` the key itself."""
+    def create(self, new: NewKey) -> MadeKey:
+        """A new key's facts, and the key itself."""
         if self._server is not None:
-            return self._server.ask("/api/v1/keys", "POST", _body(new))
+            return cast(MadeKey, self._server.ask("/api/v1/keys", "POST", _body(new)))
         record, key = self._offline(lambda database: Keys(KeyStore(database)).issue(new))
-        return key_facts(record) | {"key": key}
+        return MadeKey(**key_facts(record), key=key)
 
-    def all(self, owner_id: str | None) -> list[dict[str, Any]]:
+    def all(self, owner_id: str | None) -> list[KeyFacts]:
         """An owner's keys, or everybody's, the newest first."""
         if self._server is not None:
             keys = self._server.ask("/api/v1/keys")["keys"]
@@ -41,12 +41,12 @@ class KeyDesk:
         found = self._offline(lambda database: KeyStore(database).all(owner_id))
         return [key_facts(record) for record in found]
 
-    def revoke(self, key_id: str) -> dict[str, Any]:
+    def revoke(self, key_id: str) -> KeyFacts:
         """End a key, and the jobs that came with it."""
         if self._server is not None:
-            return self._server.ask(f"/api/v1/keys/{key_id}", "DELETE")
+            return cast(KeyFacts, self._server.ask(f"/api/v1/keys/{key_id}", "DELETE"))
 
-        async def end(database: Database) -> dict[str, Any]:
+        async def end(database: Database) -> KeyFacts:
             record = await KeyStore(database).revoke(key_id)
             await cancel_jobs_of(record, JobLists(database), JobStore(database).cancel)
             return key_facts(record)

@@ -7,10 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hmac import compare_digest
-from typing import Any
+from typing import Annotated, TypedDict
 
 from server.identity.caller import Caller, Permission, Role
 from server.playground import iso
+from server.schemas import Moment, says
 from storage.errors import IllegalTransition
 from storage.job_lists import JobLists
 from storage.jobs import OPEN
@@ -35,14 +36,34 @@ class NewKey:
     lifetime: timedelta | None = None
 
 
-def key_facts(record: KeyRecord) -> dict[str, Any]:
+class KeyFacts(TypedDict):
+    """A key, without its secret."""
+
+    id: str
+    owner: Annotated[str, says("Whose it is.")]
+    name: Annotated[str, says("What it is for.")]
+    role: Role
+    permissions: list[Permission]
+    createdAt: Moment
+    expiresAt: Annotated[Moment | None, says("Null where it never does.")]
+    revokedAt: Moment | None
+    valid: Annotated[bool, says("Whether it is neither revoked nor expired.")]
+
+
+class MadeKey(KeyFacts):
+    """A key that was just made."""
+
+    key: Annotated[str, says("The key itself, told this once only.")]
+
+
+def key_facts(record: KeyRecord) -> KeyFacts:
     """A key as clients and operators read of it."""
     return {
         "id": record.id,
         "owner": record.owner_id,
         "name": record.name,
-        "role": record.role,
-        "permissions": record.scopes,
+        "role": Role(record.role),
+        "permissions": [Permission(scope) for scope in record.scopes],
         "createdAt": iso(record.created_at),
         "expiresAt": None if record.expires_at is None else iso(record.expires_at),
         "revokedAt": None if record.revoked_at is None else iso(record.revoked_at),

@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
-from typing import Any
 
+from server.jobs.facts import JobFacts
 from storage.records import JobStatus
 
 MOST_A_SECOND = 10
@@ -72,7 +72,7 @@ class Follower:
         self._changed.clear()
         return changed
 
-    def event(self, facts: dict[str, Any]) -> EventType:
+    def event(self, facts: JobFacts) -> EventType:
         """What a job's present state is to this follower, given what it was told before."""
         status = JobStatus(facts["status"])
         before = self._told.get(facts["id"])

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Any
+from typing import TypedDict
 
 from pipelines.errors import PipelineError
 from server.jobs.events import ENDS, MOST_A_SECOND, Events, EventType, Follower
+from server.jobs.facts import JobFacts
 from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
 from server.scheduling.previews import Previews
@@ -27,13 +28,23 @@ MOST_JOBS = 1000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+class Preview(TypedDict):
+    """What one image of a job looks like by now."""
+
+    id: str
+    jobId: str
+    imageIndex: int
+    b64_json: str
+    mediaType: str
+
+
 @dataclass(frozen=True)
 class Told:
     """One event. `id` is a moment: with it, a reader who was cut off hears what ended since."""
 
     type: EventType
     id: str
-    data: dict[str, Any]
+    data: JobFacts | Preview
 
 
 class Feed:
@@ -82,7 +93,7 @@ class Feed:
     async def _tell(self, follower: Follower, jobs: Sequence[JobRecord], now: str) -> list[Told]:
         return [Told(follower.event(facts), now, facts) for facts in await self._progress.of(jobs)]
 
-    async def _preview(self, job: JobRecord, shown: dict[str, float]) -> dict[str, Any] | None:
+    async def _preview(self, job: JobRecord, shown: dict[str, float]) -> Preview | None:
         """What the first unfinished image of a job looks like by now, at most once in PREVIEW_SECONDS."""
         run = self._jobs.find(job.id)
         at_work = [ticket for ticket in run.tickets if ticket.live and ticket.stage is Stage.DENOISING] if run else []
@@ -96,8 +107,13 @@ class Feed:
             return None
         shown[job.id] = monotonic()
         content = await asyncio.to_thread(encode, image, ImageFormat.WEBP, {})
-        picture = {"b64_json": b64encode(content).decode("ascii"), "mediaType": "image/webp"}
-        return {"id": job.id, "jobId": job.id, "imageIndex": run.tickets.index(at_work[0])} | picture
+        return {
+            "id": job.id,
+            "jobId": job.id,
+            "imageIndex": run.tickets.index(at_work[0]),
+            "b64_json": b64encode(content).decode("ascii"),
+            "mediaType": "image/webp",
+        }
 
 
 def _moment(since: str) -> datetime:

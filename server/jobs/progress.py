@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Any
 
 from server.identity.links import Links
+from server.jobs.facts import JobFacts, JobRow, JobState, QueuedJob
 from server.jobs.jobs import Jobs
 from server.jobs.runs import Run
 from server.overview import Overview
 from server.playground import image_facts, iso
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Stage, Ticket
-from storage.records import ImageRecord, JobRecord, JobStatus
+from storage.records import JobRecord, JobStatus
 
 
 class Progress:
@@ -24,37 +24,57 @@ class Progress:
         self._overview = overview
         self._links = links
 
-    async def one(self, job: JobRecord) -> dict[str, Any]:
+    async def one(self, job: JobRecord) -> JobFacts:
         """The facts of one job."""
         return (await self.of([job]))[0]
 
-    async def of(self, jobs: Sequence[JobRecord]) -> list[dict[str, Any]]:
+    async def of(self, jobs: Sequence[JobRecord]) -> list[JobFacts]:
         """The facts of several."""
         done = [job.id for job in jobs if job.status is JobStatus.COMPLETED]
         images = await self._jobs.images.of_jobs(done)
-        places, ends = _places(self._jobs.waiting), self._overview.ends()
-        return [self._facts(job, images.get(job.id, []), places, ends) for job in jobs]
+        return [
+            {
+                **state,
+                **_row(job),
+                "resultImages": [image_facts(image, self._links) for image in images.get(job.id, [])],
+                "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
+            }
+            for job, state in zip(jobs, self._states(jobs), strict=True)
+        ]
 
-    def _facts(
-        self, job: JobRecord, images: Sequence[ImageRecord], places: Mapping[str, int], ends: Mapping[int, float]
-    ) -> dict[str, Any]:
+    def in_queue(self, jobs: Sequence[JobRecord]) -> list[QueuedJob]:
+        """The facts of jobs for those who run the queue."""
+        return [
+            {
+                **state,
+                "owner": job.owner_id,
+                "model": job.model,
+                "imageCount": job.image_count,
+                "priority": job.priority,
+                "createdAt": iso(job.created_at),
+            }
+            for job, state in zip(jobs, self._states(jobs), strict=True)
+        ]
+
+    def _states(self, jobs: Sequence[JobRecord]) -> list[JobState]:
+        places, ends = _places(self._jobs.waiting), self._overview.ends()
+        return [self._state(job, places, ends) for job in jobs]
+
+    def _state(self, job: JobRecord, places: Mapping[str, int], ends: Mapping[int, float]) -> JobState:
         run = self._jobs.find(job.id) if job.finished_at is None else None
         left = self._left(run, ends)
-        facts = {
+        return {
             "id": job.id,
             "jobId": job.id,
             "status": job.status,
-            "progress": 100 if job.status is JobStatus.COMPLETED else _progress(run),
+            "progress": _progress(job, run),
             "currentStep": self._step(job, run),
             "queuePosition": places.get(job.id),
             "estimatedTimeRemaining": None if left is None else round(left, 3),
             "estimatedCompletion": None if left is None else iso(datetime.now(UTC) + timedelta(seconds=left)),
             "attempts": job.attempts,
             "maxAttempts": job.max_attempts,
-            "resultImages": [image_facts(image, self._links) for image in images],
-            "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
         }
-        return facts | _row(job)
 
     def _left(self, run: Run | None, ends: Mapping[int, float]) -> float | None:
         """Seconds until all of a job's images will be done, where that can be told."""
@@ -68,6 +88,8 @@ class Progress:
         """What is being done, in words."""
         if job.finished_at is not None:
             return str(job.status)
+        if _ending(job, run):
+            return "saving"
         if run is None or not run.tickets:
             return "waiting for the next attempt" if job.attempts else "waiting in queue"
         if not run.at_work or job.status is JobStatus.PENDING:
@@ -90,8 +112,17 @@ def _places(waiting: Sequence[JobRecord]) -> dict[str, int]:
     return {job.id: place for place, job in enumerate(sorted(waiting, key=due), start=1)}
 
 
-def _progress(run: Run | None) -> float:
+def _ending(job: JobRecord, run: Run | None) -> bool:
+    """Whether a job has come to its end since its row was read."""
+    return run is None and job.status is JobStatus.PROCESSING
+
+
+def _progress(job: JobRecord, run: Run | None) -> float:
     """Percent of a job's steps that are done; 100 only once its pictures are kept."""
+    if job.status is JobStatus.COMPLETED:
+        return 100.0
+    if _ending(job, run):
+        return 99.0
     if run is None or not run.tickets:
         return 0.0
     shares = [1.0 if not ticket.live else ticket.step / ticket.request.steps for ticket in run.tickets]
@@ -110,7 +141,7 @@ def _at_work(tickets: Sequence[Ticket]) -> str:
     return f"denoising {front.step}/{front.request.steps}{done}"
 
 
-def _row(job: JobRecord) -> dict[str, Any]:
+def _row(job: JobRecord) -> JobRow:
     """What the row alone says."""
     return {
         "prompt": job.prompt,

@@ -205,7 +205,8 @@ class Runner:
         if not kept:
             raise failures[0]
         for index, failure in failures.items():
-            log.warning("image %d of job %s failed", index, run.job.id, exc_info=failure)
+            if not run.tickets[index].failed:  # else the scheduler has told it
+                log.warning("image %d of job %s failed", index, run.job.id, exc_info=failure)
         reasons = {str(index): explain(failure)[1] for index, failure in failures.items()}
         ended = await self._store.complete(
             run.job.id,

@@ -15,7 +15,10 @@ from litestar.response.sse import ServerSentEventMessage
 from server.identity.caller import Caller
 from server.identity.gate import PROTOCOL
 from server.jobs.feed import Told
+from server.schemas import Raw, documents
 from server.state import Services
+
+STREAM = Raw("Server-sent events; while nothing happens, a comment every 15 seconds.", ("text/event-stream",))
 
 
 class Events(Controller):
@@ -23,7 +26,7 @@ class Events(Controller):
 
     tags = ["events"]
 
-    @get("/api/v1/jobs/{job_id:str}/events", media_type="text/event-stream")
+    @get("/api/v1/jobs/{job_id:str}/events", media_type="text/event-stream", opt=documents(answers={200: STREAM}))
     async def of_job(
         self,
         services: NamedDependency[Services],
@@ -36,7 +39,7 @@ class Events(Controller):
         told = services.feed.follow(caller.owner_id, job_id, previews=previews)
         return ServerSentEvent(_messages(services.gate.while_admitted(caller, told)))
 
-    @get("/api/v1/events", media_type="text/event-stream")
+    @get("/api/v1/events", media_type="text/event-stream", opt=documents(answers={200: STREAM}))
     async def all(
         self,
         services: NamedDependency[Services],

@@ -1,34 +1,57 @@
 """Jobs: handed in to be fetched later, looked at, cancelled, tried again, moved; and the queue they wait in."""
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal, TypedDict
 
-from litestar import Controller, Request, Response, delete, get, patch, post, put
+from litestar import Controller, Request, Response, delete, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
-from pipelines.errors import InvalidRequest
+from pipelines.errors import InvalidRequest, UnknownModel
 from pipelines.request import check_range
 from server.body import read_json
-from server.errors import Forbidden
-from server.generation import MAX_PRIORITY
+from server.generation_body import EXAMPLE, MAX_PRIORITY, GenerationBody
 from server.identity.caller import Caller
-from server.identity.guard import OPERATOR
-from server.intake import read_order
+from server.intake import REFUSED, read_order
+from server.jobs.facts import JobFacts
 from server.jobs.orders import Order
-from server.openapi import documents_body
+from server.scheduling.queue import QueueFull
+from server.schemas import Moment, Pagination, Success, documents, says, success
 from server.state import Services
-from storage.jobs import OPEN
+from storage.errors import IllegalTransition, JobEnded, NotFound
 from storage.records import ClientKey, JobQuery, JobRecord, JobStatus
 
-FRONT = "front"
+RETRY = (IllegalTransition, UnknownModel, QueueFull)
+FRONT: Final = "front"
+QUEUED = {202: ("Location",)}
 STATUSES = ", ".join(JobStatus)
-MOST_QUEUED = 1000
-QUEUE_FACTS = (
-    *("id", "jobId", "status", "progress", "currentStep", "queuePosition", "estimatedTimeRemaining", "attempts"),
-    *("priority", "model", "imageCount", "createdAt"),
-)
-"""What running the queue takes to know of a job."""
+ONE_OF_STATUSES = {"type": "array", "items": {"enum": list(JobStatus)}}
+
+
+class Queued(TypedDict):
+    """A job that was queued: where to look for it."""
+
+    prompt_id: Annotated[str, says("The same as `job_id`.")]
+    job_id: str
+    status: JobStatus
+    queue_position: Annotated[int | None, says("Its place among the jobs of which nothing is begun, from 1.")]
+    estimated_completion: Annotated[Moment | None, says("Null while the queue is paused.")]
+    status_url: Annotated[str, says("The job's path on this server, which `Location` names too.")]
+    events_url: Annotated[str, says("The path of its live events.")]
+
+
+class JobsPage(TypedDict):
+    """The caller's jobs, newest first."""
+
+    jobs: list[JobFacts]
+    pagination: Pagination
+
+
+class JobPlace(TypedDict, total=False):
+    """Another place in line: a priority, the front of the job's priority, or both."""
+
+    priority: Annotated[int | None, says("A higher one goes first.", minimum=-MAX_PRIORITY, maximum=MAX_PRIORITY)]
+    position: Annotated[Literal["front"] | None, says("Before the others of its priority.")]
 
 
 class Jobs(Controller):
@@ -37,140 +60,87 @@ class Jobs(Controller):
     path = "/api/v1"
     tags = ["jobs"]
 
-    @post("/images/generate", status_code=202, operation_class=documents_body("GenerationBody"))
+    @post(
+        "/images/generate",
+        status_code=202,
+        opt=documents(body=GenerationBody, example=EXAMPLE, raises=REFUSED, reads=("Idempotency-Key",), sends=QUEUED),
+    )
     async def generate(
         self, request: Request[Any, Any, Any], services: NamedDependency[Services], caller: NamedDependency[Caller]
-    ) -> Response[dict[str, Any]]:
+    ) -> Response[Success[Queued]]:
         """Queue a job and return at once."""
         asked = await read_order(request, services, caller)
         return await queued(services, asked.order, asked.key)
 
-    @get("/jobs")
+    @get("/jobs", opt=documents(raises=(NotFound,)))
     async def jobs(
         self,
         services: NamedDependency[Services],
         caller: NamedDependency[Caller],
-        status: FromQuery[list[str] | None] = None,
+        status: Annotated[list[str] | None, QueryParameter(schema_extra=ONE_OF_STATUSES)] = None,
         session_id: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
         cursor: FromQuery[str | None] = None,
-    ) -> dict[str, Any]:
+    ) -> Success[JobsPage]:
         """The caller's jobs, newest first."""
         statuses = [_status(word) for word in status or ()]
         query = JobQuery(owner_id=caller.owner_id, session_id=session_id, statuses=statuses, limit=limit, cursor=cursor)
         page = await services.jobs.lists.page(query)
-        pagination = {"total_items": page.total, "next_cursor": page.cursor}
-        return _success({"jobs": await services.progress.of(page.jobs), "pagination": pagination})
+        pagination: Pagination = {"total_items": page.total, "next_cursor": page.cursor}
+        return success(JobsPage(jobs=await services.progress.of(page.jobs), pagination=pagination))
 
     @get(["/jobs/{job_id:str}", "/jobs/{job_id:str}/status"])
     async def job(
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
-    ) -> dict[str, Any]:
+    ) -> Success[JobFacts]:
         """One job: how far it is, when it will be done, what came of it."""
-        return _success(await services.progress.one(await services.jobs.store.get(caller.owner_id, job_id)))
+        return success(await services.progress.one(await services.jobs.store.get(caller.owner_id, job_id)))
 
-    @delete("/jobs/{job_id:str}", status_code=200)
+    @delete("/jobs/{job_id:str}", status_code=200, opt=documents(raises=(IllegalTransition,)))
     async def delete_job(
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
-    ) -> dict[str, Any]:
+    ) -> Success[JobFacts]:
         """Cancel a job that has not ended."""
-        return _success(await services.progress.one(await services.jobs.cancel(caller.owner_id, job_id)))
+        return success(await services.progress.one(await services.jobs.cancel(caller.owner_id, job_id)))
 
-    @post("/jobs/{job_id:str}/cancel", status_code=200)
+    @post("/jobs/{job_id:str}/cancel", status_code=200, opt=documents(raises=(IllegalTransition,)))
     async def cancel(
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
-    ) -> dict[str, Any]:
+    ) -> Success[JobFacts]:
         """Cancel a job that has not ended."""
-        return _success(await services.progress.one(await services.jobs.cancel(caller.owner_id, job_id)))
+        return success(await services.progress.one(await services.jobs.cancel(caller.owner_id, job_id)))
 
-    @post("/jobs/{job_id:str}/retry", status_code=202)
+    @post("/jobs/{job_id:str}/retry", status_code=202, opt=documents(raises=RETRY, sends=QUEUED))
     async def retry(
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
-    ) -> Response[dict[str, Any]]:
+    ) -> Response[Success[Queued]]:
         """Queue a job anew that failed or was cancelled."""
         return await accepted(services, await services.jobs.retry(caller.owner_id, job_id, services.catalog))
 
-    @patch("/jobs/{job_id:str}")
+    @patch("/jobs/{job_id:str}", opt=documents(body=JobPlace, example={"position": "front"}, raises=(JobEnded,)))
     async def change(
         self,
         request: Request[Any, Any, Any],
         services: NamedDependency[Services],
         caller: NamedDependency[Caller],
         job_id: FromPath[str],
-    ) -> dict[str, Any]:
+    ) -> Success[JobFacts]:
         """Give a job another priority, or move it to the front of its priority."""
         priority, to_front = _place(await read_json(request))
         job = await services.jobs.change(caller.owner_id, job_id, priority=priority, to_front=to_front)
-        return _success(await services.progress.one(job))
-
-    @get("/images/queue", sync_to_thread=False)
-    def queue(
-        self, services: NamedDependency[Services], limit: Annotated[int, QueryParameter(ge=0, le=1000)] = 100
-    ) -> dict[str, Any]:
-        """The same as `/api/v1/queue`."""
-        return _success(services.overview.queue(limit))
-
-    @put("/images/queue/{job_id:str}/status")
-    async def set_status(
-        self,
-        request: Request[Any, Any, Any],
-        services: NamedDependency[Services],
-        caller: NamedDependency[Caller],
-        job_id: FromPath[str],
-    ) -> dict[str, Any]:
-        """Cancel a job, or queue it anew. Operators may do so with everybody's."""
-        wanted = (await read_json(request)).get("status")
-        if wanted == JobStatus.CANCELLED:
-            job = await services.jobs.cancel(caller.reach, job_id)
-        elif wanted == JobStatus.PENDING:
-            job = await services.jobs.retry(caller.reach, job_id, services.catalog)
-        else:
-            raise InvalidRequest("status", "status must be cancelled or pending; the others come by themselves.")
-        return _success(_shown(await services.progress.one(job), job, caller))
-
-    @get("/queue/jobs", opt=OPERATOR)
-    async def everybodys(self, services: NamedDependency[Services], caller: NamedDependency[Caller]) -> dict[str, Any]:
-        """Everybody's jobs that have not ended, newest first; of others no more than running the queue takes."""
-        page = await services.jobs.lists.page(JobQuery(owner_id=None, statuses=tuple(OPEN), limit=MOST_QUEUED))
-        facts = await services.progress.of(page.jobs)
-        jobs = [_shown(told, job, caller) for told, job in zip(facts, page.jobs, strict=True)]
-        return _success({"jobs": jobs, "total": page.total})
-
-    @post("/queue/pause", status_code=200, opt=OPERATOR)
-    async def pause(self, services: NamedDependency[Services]) -> dict[str, Any]:
-        """Begin no more pictures; those begun go on. It lasts until `resume`, also over a restart."""
-        await services.jobs.pause(True)
-        return _success({"paused": True})
-
-    @post("/queue/resume", status_code=200, opt=OPERATOR)
-    async def resume(self, services: NamedDependency[Services]) -> dict[str, Any]:
-        """Begin pictures again."""
-        await services.jobs.pause(False)
-        return _success({"paused": False})
-
-    @post("/queue/clear", status_code=200)
-    async def clear(
-        self,
-        services: NamedDependency[Services],
-        caller: NamedDependency[Caller],
-        everyone: FromQuery[bool] = False,
-    ) -> dict[str, Any]:
-        """Cancel every job of the caller's that waits, or, for operators, everybody's; those at work go on."""
-        if everyone and not caller.is_operator:
-            raise Forbidden("Only operators may clear everybody's jobs.")
-        return _success({"cancelled": await services.jobs.clear(None if everyone else caller.owner_id)})
+        return success(await services.progress.one(job))
 
 
-async def queued(services: Services, order: Order, key: ClientKey | None) -> Response[dict[str, Any]]:
+async def queued(services: Services, order: Order, key: ClientKey | None) -> Response[Success[Queued]]:
     """Queue a job whose client comes back for it."""
     return await accepted(services, await services.jobs.submit(replace(order, attached=False), key))
 
 
-async def accepted(services: Services, job: JobRecord) -> Response[dict[str, Any]]:
+async def accepted(services: Services, job: JobRecord) -> Response[Success[Queued]]:
     """The answer to a job that was queued: where to look for it."""
     facts = await services.progress.one(job)
     place = f"/api/v1/jobs/{job.id}"
-    data = {
+    data: Queued = {
         "prompt_id": job.id,
         "job_id": job.id,
         "status": facts["status"],
@@ -179,17 +149,7 @@ async def accepted(services: Services, job: JobRecord) -> Response[dict[str, Any
         "status_url": place,
         "events_url": f"{place}/events",
     }
-    return Response(_success(data), status_code=202, headers={"Location": place})
-
-
-def _shown(facts: dict[str, Any], job: JobRecord, caller: Caller) -> dict[str, Any]:
-    """A job as an operator sees it: of another one's no words and no pictures."""
-    shown = facts if job.owner_id == caller.owner_id else {name: facts[name] for name in QUEUE_FACTS}
-    return shown | {"owner": job.owner_id}
-
-
-def _success(data: dict[str, Any]) -> dict[str, Any]:
-    return {"success": True, "data": data}
+    return Response(success(data), status_code=202, headers={"Location": place})
 
 
 def _status(word: str) -> JobStatus:

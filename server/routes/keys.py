@@ -1,7 +1,7 @@
 """Keys: who the caller is, and, for operators, the keys of everybody."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 import msgspec
 from litestar import Controller, Request, delete, get, post
@@ -11,24 +11,44 @@ from litestar.params import FromPath, FromQuery
 from pipelines.errors import InvalidRequest
 from pipelines.request import check_range
 from server.body import read_json, read_struct
-from server.errors import MissingField
+from server.errors import MissingField, UnknownField
 from server.identity.caller import Caller, Permission, Role
 from server.identity.guard import OPERATOR
-from server.identity.keys import NewKey, cancel_jobs_of, key_facts
+from server.identity.keys import KeyFacts, MadeKey, NewKey, cancel_jobs_of, key_facts
+from server.schemas import Success, documents, says, success
 from server.state import Services
 
+MISTAKES = (MissingField, UnknownField)
 MAX_DAYS = 3650
 MAX_CHARACTERS = 255
 
 
 class KeyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What POST /api/v1/keys reads."""
+    """What a key is to be."""
 
-    owner: str | None = None
-    name: str = ""
-    role: str = Role.USER
-    permissions: list[str] | None = None
-    days: int | None = None
+    owner: Annotated[str, says("Whose it is to be.", minLength=1, maxLength=MAX_CHARACTERS)] | None = None
+    name: Annotated[str, says("What it is for.", maxLength=MAX_CHARACTERS)] = ""
+    role: Annotated[str, says("Operators run the server as well.", enum=list(Role))] = Role.USER
+    permissions: Annotated[list[str], says("What it is good for.", items={"enum": list(Permission)})] | None = None
+    days: (
+        Annotated[int, says("After how many days it ends; never, unless given.", minimum=1, maximum=MAX_DAYS)] | None
+    ) = None
+
+
+class WhoIAm(TypedDict):
+    """Who the server takes the caller for."""
+
+    owner: Annotated[str, says("Whose jobs and pictures are the caller's.")]
+    role: Role
+    permissions: list[Permission]
+    keyId: Annotated[str | None, says("The id of the caller's key; null where another credential was sent, or none.")]
+    auth: Annotated[Literal["off", "keys", "jwt"], says("How the server knows people.")]
+
+
+class KeyList(TypedDict):
+    """Keys, the newest first."""
+
+    keys: list[KeyFacts]
 
 
 class Keys(Controller):
@@ -38,36 +58,33 @@ class Keys(Controller):
     tags = ["people"]
 
     @get("/me", sync_to_thread=False)
-    def me(self, services: NamedDependency[Services], caller: NamedDependency[Caller]) -> dict[str, Any]:
+    def me(self, services: NamedDependency[Services], caller: NamedDependency[Caller]) -> Success[WhoIAm]:
         """Who the server takes the caller for."""
-        data = {
-            "owner": caller.owner_id,
-            "role": caller.role,
-            "permissions": sorted(caller.permissions),
-            "keyId": caller.key_id,
-            "auth": services.settings.auth,
-        }
-        return {"success": True, "data": data}
+        auth = cast(Literal["off", "keys", "jwt"], services.settings.auth)
+        permissions = sorted(caller.permissions)
+        return success(
+            WhoIAm(owner=caller.owner_id, role=caller.role, permissions=permissions, keyId=caller.key_id, auth=auth)
+        )
 
     @get("/keys", opt=OPERATOR)
-    async def keys(self, services: NamedDependency[Services], owner: FromQuery[str | None] = None) -> dict[str, Any]:
+    async def keys(self, services: NamedDependency[Services], owner: FromQuery[str | None] = None) -> Success[KeyList]:
         """Everybody's keys or an owner's, the newest first; their secrets are known to nobody."""
         found = await services.gate.keys.store.all(owner)
-        return {"success": True, "data": {"keys": [key_facts(record) for record in found]}}
+        return success(KeyList(keys=[key_facts(record) for record in found]))
 
-    @post("/keys", opt=OPERATOR, status_code=201)
-    async def create(self, request: Request[Any, Any, Any], services: NamedDependency[Services]) -> dict[str, Any]:
+    @post("/keys", opt=OPERATOR | documents(body=KeyBody, example={"owner": "ann"}, raises=MISTAKES), status_code=201)
+    async def create(self, request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Success[MadeKey]:
         """Make a key. Its text is in this answer and nowhere else, ever again."""
         new = _new_key(read_struct(await read_json(request), KeyBody))
         record, key = await services.gate.keys.issue(new)
-        return {"success": True, "data": key_facts(record) | {"key": key}}
+        return success(MadeKey(**key_facts(record), key=key))
 
     @delete("/keys/{key_id:str}", opt=OPERATOR, status_code=200)
-    async def revoke(self, services: NamedDependency[Services], key_id: FromPath[str]) -> dict[str, Any]:
+    async def revoke(self, services: NamedDependency[Services], key_id: FromPath[str]) -> Success[KeyFacts]:
         """End a key at once: its jobs are cancelled, and its streams end within 30 seconds."""
         record = await services.gate.keys.store.revoke(key_id)
         await cancel_jobs_of(record, services.jobs.lists, services.jobs.cancel)
-        return {"success": True, "data": key_facts(record)}
+        return success(key_facts(record))
 
 
 def _new_key(body: KeyBody) -> NewKey:

@@ -13,15 +13,18 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from server.identity.guard import PUBLIC
+from server.schemas import Raw, documents
 from server.state import Services
 from storage.errors import ImageNotFound, MediaNotFound
 from storage.files import MediaFiles
-from storage.media import MediaKind, MediaName
+from storage.media import ImageFormat, MediaKind, MediaName
 from storage.records import ImageRecord
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
+PICTURES = tuple(f"image/{format}" for format in ImageFormat)
+FILE = ("ETag", "Cache-Control", "Accept-Ranges")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
 
@@ -31,7 +34,21 @@ class Media(Controller):
     path = "/media"
     tags = ["media"]
 
-    @route("/{kind:str}/{year:str}/{month:str}/{file:str}", http_method=[HttpMethod.GET, HttpMethod.HEAD], opt=PUBLIC)
+    @route(
+        "/{kind:str}/{year:str}/{month:str}/{file:str}",
+        http_method=[HttpMethod.GET, HttpMethod.HEAD],
+        opt=PUBLIC
+        | documents(
+            answers={
+                200: Raw("The file.", PICTURES),
+                206: Raw("The bytes asked for.", PICTURES),
+                304: Raw("The client has these bytes already."),
+                416: Raw("The file has no such bytes."),
+            },
+            reads=("Range", "If-Range", "If-None-Match"),
+            sends={200: FILE, 206: (*FILE, "Content-Range"), 304: FILE, 416: (*FILE, "Content-Range")},
+        ),
+    )
     async def serve(
         self,
         request: Request[Any, Any, Any],

@@ -5,7 +5,10 @@ from litestar.di import NamedDependency
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from server.identity.guard import OPERATOR
+from server.schemas import Raw, documents
 from server.state import Services
+
+TEXT = Raw("What is measured, in Prometheus' text format.", ("text/plain",))
 
 
 class Metrics(Controller):
@@ -13,7 +16,7 @@ class Metrics(Controller):
 
     tags = ["health"]
 
-    @get("/metrics", opt=OPERATOR, sync_to_thread=False, media_type=MediaType.TEXT)
+    @get("/metrics", opt=OPERATOR | documents(answers={200: TEXT}), sync_to_thread=False, media_type=MediaType.TEXT)
     def metrics(self, services: NamedDependency[Services]) -> Response[bytes]:
         """What is measured of this server, in Prometheus' text format."""
         return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})

@@ -1,17 +1,11 @@
-"""What the server is doing, and what it can do: for the web page, for `darkroom top` and for other programs."""
+"""What the server can do: for the web page, for `darkroom top` and for other programs."""
 
-import asyncio
-from typing import Annotated, Any
-
-from litestar import Controller, Response, get
+from litestar import Controller, get
 from litestar.di import NamedDependency
-from litestar.params import FromPath, QueryParameter
 
-from server.errors import NoPreview
-from server.identity.caller import Caller
+from server.facts import Capabilities
+from server.schemas import Success, success
 from server.state import Services
-from storage.encoding import encode
-from storage.media import ImageFormat
 
 
 class ServerOverview(Controller):
@@ -20,29 +14,7 @@ class ServerOverview(Controller):
     path = "/api/v1"
     tags = ["server"]
 
-    @get("/queue", sync_to_thread=False)
-    def queue(
-        self, services: NamedDependency[Services], limit: Annotated[int, QueryParameter(ge=0, le=1000)] = 100
-    ) -> dict[str, Any]:
-        """The images that wait or run, when they will be done, and how the last minute was."""
-        return {"success": True, "data": services.overview.queue(limit)}
-
-    @get("/queue/{number:int}/preview", media_type="image/webp")
-    async def preview(
-        self, services: NamedDependency[Services], caller: NamedDependency[Caller], number: FromPath[int]
-    ) -> Response[bytes]:
-        """What one of the caller's own pictures looks like by now: small, and drawn when it is asked for."""
-        ticket = services.scheduler.line.find(number)
-        image = None
-        if ticket is not None and ticket.owner == caller.owner_id:
-            image = await services.scheduler.previews.of(ticket)
-        if image is None:
-            raise NoPreview(number)
-        content = await asyncio.to_thread(encode, image, ImageFormat.WEBP, {})
-        return Response(content, headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
-
     @get("/capabilities", sync_to_thread=False)
-    def capabilities(self, services: NamedDependency[Services]) -> dict[str, Any]:
+    def capabilities(self, services: NamedDependency[Services]) -> Success[Capabilities]:
         """The device, the limits, and each model with what it can do, where it is and what its steps cost."""
-        data = services.overview.capabilities(services.settings, services.catalog, services.broken)
-        return {"success": True, "data": data}
+        return success(services.overview.capabilities(services.settings, services.catalog, services.broken))

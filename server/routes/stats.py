@@ -1,7 +1,7 @@
 """Figures: what was made, how long it took, what it cost; and the history of prompts."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, TypedDict, cast
 
 from litestar import Controller, get
 from litestar.di import NamedDependency
@@ -10,11 +10,106 @@ from litestar.params import FromQuery, QueryParameter
 from server.identity.caller import Caller
 from server.identity.links import Links
 from server.playground import iso
+from server.schemas import Moment, Pagination, Success, documents, says, success
 from server.state import Services
-from storage.records import ImageRecord, JobQuery, JobRecord
+from storage.errors import NotFound
+from storage.records import ImageRecord, JobQuery, JobRecord, JobStatus
 from storage.stats import Seconds, Totals
 
 Days = Annotated[int, QueryParameter(ge=1, le=3650)]
+
+
+class GenerationSeconds(TypedDict):
+    """A picture's seconds from its first work to its last; null where there is none."""
+
+    mean: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Figures(TypedDict):
+    """What some jobs came to. Deleted pictures count, since they were made."""
+
+    jobs: Annotated[int, says("How many there were.", minimum=0)]
+    jobsByStatus: Annotated[dict[str, int], says("The same by their status.")]
+    successRate: Annotated[
+        float | None,
+        says("The share of completed jobs among those completed or failed; null where none was.", minimum=0, maximum=1),
+    ]
+    images: Annotated[int, says("How many pictures were made.", minimum=0)]
+    cost: Annotated[float, says("In the operator's currency.", minimum=0)]
+    generationSeconds: GenerationSeconds
+
+
+class ModelUse(TypedDict):
+    """How much a model was used."""
+
+    model: str
+    images: Annotated[int, says("How many pictures it made.", minimum=0)]
+
+
+class DayFigures(TypedDict):
+    """One day, in UTC; those without a picture are left out."""
+
+    date: Annotated[str, says("The day.", format="date")]
+    images: Annotated[int, says("How many pictures were made.", minimum=0)]
+    cost: Annotated[float, says("In the operator's currency.", minimum=0)]
+
+
+class StatsFacts(Figures):
+    """Totals of the last days."""
+
+    days: Annotated[int, says("Of how many days.")]
+    popularModels: Annotated[list[ModelUse], says("The ten used most.")]
+    perDay: list[DayFigures]
+
+
+class ModelFigures(Figures):
+    """What the jobs of one model came to."""
+
+    model: str
+
+
+class ModelsStats(TypedDict):
+    """The figures of each model, the one used most first."""
+
+    days: Annotated[int, says("Of how many days.")]
+    models: list[ModelFigures]
+
+
+class Usage(TypedDict):
+    """What the caller used of the server."""
+
+    owner: Annotated[str, says("Who that is.")]
+    days: Annotated[int, says("Of how many days.")]
+    jobs: Annotated[int, says("How many there were.", minimum=0)]
+    images: Annotated[int, says("How many pictures were made.", minimum=0)]
+    pictureSeconds: Annotated[float, says("Seconds from first work to last, of all pictures.", minimum=0)]
+    megapixelSteps: Annotated[float, says("Megapixels times steps, of all pictures.", minimum=0)]
+    cost: Annotated[float, says("In the operator's currency.", minimum=0)]
+
+
+class PromptFacts(TypedDict):
+    """A prompt and what came of it."""
+
+    id: Annotated[str, says("Its job's.")]
+    prompt: str
+    negativePrompt: str
+    model: str
+    status: Annotated[JobStatus, says("Its job's.")]
+    cost: Annotated[float, says("In the operator's currency.", minimum=0)]
+    seconds: Annotated[float | None, says("From its beginning to its end.", minimum=0)]
+    imageUrls: Annotated[list[str], says("The paths of its pictures on this server.")]
+    thumbnailUrls: list[str]
+    createdAt: Moment
+
+
+class Prompts(TypedDict):
+    """The caller's prompts, newest first."""
+
+    prompts: list[PromptFacts]
+    pagination: Pagination
 
 
 class Stats(Controller):
@@ -26,38 +121,39 @@ class Stats(Controller):
     @get("/stats")
     async def stats(
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
-    ) -> dict[str, Any]:
+    ) -> Success[StatsFacts]:
         """Totals of the last days, the models used most, and each day."""
         since = _since(days)
         totals = await services.stats.totals(caller.owner_id, since)
         models = await services.stats.models(caller.owner_id, since)
         found = await services.stats.days(caller.owner_id, since)
-        data = _totals(totals) | {
+        data: StatsFacts = {
+            **_totals(totals),
             "days": days,
             "popularModels": [{"model": model, "images": count} for model, count in models[:10]],
             "perDay": [{"date": day.date.isoformat(), "images": day.images, "cost": day.cost} for day in found],
         }
-        return {"success": True, "data": data}
+        return success(data)
 
     @get("/stats/models")
     async def models(
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
-    ) -> dict[str, Any]:
+    ) -> Success[ModelsStats]:
         """The same for each model, the one used most first."""
         since = _since(days)
-        models = [
-            {"model": model} | _totals(await services.stats.totals(caller.owner_id, since, model))
+        models: list[ModelFigures] = [
+            {"model": model, **_totals(await services.stats.totals(caller.owner_id, since, model))}
             for model, _ in await services.stats.models(caller.owner_id, since)
         ]
-        return {"success": True, "data": {"days": days, "models": models}}
+        return success(ModelsStats(days=days, models=models))
 
     @get("/usage")
     async def usage(
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
-    ) -> dict[str, Any]:
+    ) -> Success[Usage]:
         """What the caller used of the server."""
         totals = await services.stats.totals(caller.owner_id, _since(days))
-        data = {
+        data: Usage = {
             "owner": caller.owner_id,
             "days": days,
             "jobs": sum(totals.jobs.values()),
@@ -66,9 +162,9 @@ class Stats(Controller):
             "megapixelSteps": round(totals.pixel_steps / 1e6, 3),
             "cost": totals.cost,
         }
-        return {"success": True, "data": data}
+        return success(data)
 
-    @get("/prompts")
+    @get("/prompts", opt=documents(raises=(NotFound,)))
     async def prompts(
         self,
         services: NamedDependency[Services],
@@ -76,24 +172,24 @@ class Stats(Controller):
         session_id: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
         cursor: FromQuery[str | None] = None,
-    ) -> dict[str, Any]:
+    ) -> Success[Prompts]:
         """The caller's prompts, newest first, and what came of each."""
         query = JobQuery(owner_id=caller.owner_id, session_id=session_id, limit=limit, cursor=cursor)
         page = await services.jobs.lists.page(query)
         images = await services.jobs.images.of_jobs([job.id for job in page.jobs])
         prompts = [_prompt(job, images.get(job.id, []), services.links) for job in page.jobs]
-        pagination = {"total_items": page.total, "next_cursor": page.cursor}
-        return {"success": True, "data": {"prompts": prompts, "pagination": pagination}}
+        pagination: Pagination = {"total_items": page.total, "next_cursor": page.cursor}
+        return success(Prompts(prompts=prompts, pagination=pagination))
 
 
 def _since(days: int) -> datetime:
     return datetime.now(UTC) - timedelta(days=days)
 
 
-def _totals(totals: Totals) -> dict[str, Any]:
+def _totals(totals: Totals) -> Figures:
     return {
         "jobs": sum(totals.jobs.values()),
-        "jobsByStatus": totals.jobs,
+        "jobsByStatus": {status.value: count for status, count in totals.jobs.items()},
         "successRate": totals.success_rate,
         "images": totals.images,
         "cost": totals.cost,
@@ -101,12 +197,12 @@ def _totals(totals: Totals) -> dict[str, Any]:
     }
 
 
-def _seconds(seconds: Seconds) -> dict[str, float | None]:
+def _seconds(seconds: Seconds) -> GenerationSeconds:
     told = {"mean": seconds.mean} | {f"p{percent}": value for percent, value in seconds.percentiles.items()}
-    return {name: None if value is None else round(value, 3) for name, value in told.items()}
+    return cast(GenerationSeconds, {name: None if value is None else round(value, 3) for name, value in told.items()})
 
 
-def _prompt(job: JobRecord, images: list[ImageRecord], links: Links) -> dict[str, Any]:
+def _prompt(job: JobRecord, images: list[ImageRecord], links: Links) -> PromptFacts:
     ended, began = job.finished_at, job.started_at
     return {
         "id": job.id,

@@ -151,6 +151,11 @@ class Ticket:
         return not self.future.done()
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended without a picture, which whoever ended it has told."""
+        return self.future.done() and (self.future.cancelled() or self.future.exception() is not None)
+
+    @property
     def shares(self) -> float:
         """How often equal sharing of the device would have finished it by now."""
         return self.clock.received(self.tenant, self.entered) / self.solo
