@@ -77,7 +77,7 @@ def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent
         check_range("deadline", body.deadline, 0, MAX_DEADLINE)
     if body.output_compression is not None:
         check_range("output_compression", body.output_compression, 0, 100)
-    _check_looks(body)
+    _check_words(body)
     entry = catalog.resolve(body.model)
     seed = _seed(body.seed, count)
     width, height = _size(body, entry)
@@ -118,8 +118,6 @@ def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent
 
 def wants_base64(body: GenerationBody) -> bool:
     """Whether the picture itself is to be in the response, by OpenAI's rules of who gets what unasked."""
-    if body.response_format not in (None, *ANSWERS_AS):
-        raise InvalidRequest("response_format", "response_format must be url or b64_json.")
     if body.response_format is not None:
         return body.response_format == "b64_json"
     return (body.model or "").startswith(("gpt-image", "chatgpt-image")) or body.output_format is not None
@@ -140,11 +138,13 @@ def _check_value(written: str, value: object) -> None:
         raise InvalidRequest(written[:80], f"{written[:80]} is beyond ±{MOST}.")
 
 
-def _check_looks(body: GenerationBody) -> None:
-    """The words of OpenAI's that choose a look; its style is accepted and leaves these models as they are."""
+def _check_words(body: GenerationBody) -> None:
+    """The words of OpenAI's of which only some are known; its style is accepted and leaves these models as they are."""
     if body.background == "transparent":
         raise InvalidRequest("background", "background: this model cannot make transparent pictures; use opaque.")
-    for field, word, known in (("background", body.background, BACKGROUNDS), ("style", body.style, STYLES)):
+    words = (("background", BACKGROUNDS), ("style", STYLES), ("response_format", ANSWERS_AS))
+    for field, known in words:
+        word = getattr(body, field)
         if word is not None and word not in known:
             raise InvalidRequest(field, f"{field} must be {' or '.join(known)}, not {word[:24]!r}.")
 

@@ -66,6 +66,12 @@ def test_a_job_is_queued_and_its_pictures_fetched_later(fake: FakeServer) -> Non
     fake.check_consistent()
 
 
+def test_a_wrong_word_is_refused_on_either_route(fake: FakeServer) -> None:
+    for path in ("/api/v1/images/generate", "/v1/images/generations"):
+        answer = httpx.post(fake.url + path, json={"prompt": "a hat", "response_format": "file"})
+        assert answer.json()["error"]["message"] == "response_format must be url or b64_json, not 'file'."
+
+
 @pytest.mark.parametrize("asked", [{"json": {"async": True}}, {"headers": {"Prefer": "respond-async"}}])
 def test_openai_s_route_answers_at_once_where_that_is_asked_for(fake: FakeServer, asked: dict[str, Any]) -> None:
     body = {"prompt": "a hat"} | asked.get("json", {})

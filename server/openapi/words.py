@@ -30,6 +30,7 @@ TAGS = {
         " or, with `previews`, `preview`. The present state comes first."
     ),
     "images": "The history of finished pictures.",
+    "people": "Who asks, and the keys by which the server knows people.",
     "media": "The pictures themselves. A file never changes under its name.",
     "server": "What the server is doing, and what it can do.",
     "stats": "What was made, how long it took, what it cost.",
