@@ -59,6 +59,9 @@ HEADERS = {
 
 PARAMETERS = {
     "job_id": "A job's `id`.",
+    "key_id": "A key's `id`.",
+    "owner": "Only this owner's.",
+    "everyone": "Whether everybody's are meant; for operators.",
     "image_id": "A picture's `id`.",
     "name": "A model's name or alias; it may hold a slash, as such or as `%2F`.",
     "number": "An image's `id` in the queue.",
@@ -71,7 +74,7 @@ PARAMETERS = {
     "limit": "How many at most.",
     "cursor": "The `next_cursor` of the page before.",
     "status": "Only jobs of this status; it may be given several times.",
-    "session_id": "Only jobs with this `session_id`.",
+    "session_id": "Only what was asked for with this `session_id`.",
     "days": "Of how many days, up to now.",
     "previews": "Whether to send what the pictures look like by now, at most once a second and job.",
     "Last-Event-ID": "The `id` of the last event received: what ended since is told first. Browsers send it unasked.",
