@@ -8,6 +8,7 @@
 
 import logging
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from pipelines.errors import (
     UnknownModel,
 )
 from pipelines.wording import mistyped
+from server.scheduling.outlook import MAX_RETRY_AFTER
 from server.scheduling.queue import QueueFull
 from storage.errors import (
     DatabaseBusy,
@@ -34,8 +36,11 @@ from storage.errors import (
     IllegalTransition,
     JobEnded,
     KeyReused,
+    LimitReached,
     MetadataTooLarge,
+    NotEnoughCredit,
     NotFound,
+    ReferenceReused,
 )
 from storage.records import ENGINE_LOST
 
@@ -155,6 +160,9 @@ ANSWERS: dict[type[Exception], Answer] = {
     BodyTooLarge: Answer(413, "request_too_large"),
     WrongMediaType: Answer(415, "unsupported_media_type"),
     KeyReused: Answer(422, "idempotency_key_reused"),
+    ReferenceReused: Answer(422, "idempotency_key_reused"),
+    LimitReached: Answer(429, "rate_limit_exceeded", retry=True),
+    NotEnoughCredit: Answer(429, "insufficient_quota"),
     ImageFailed: Answer(
         500, "generation_failed", says="The picture failed while it was computed; the server's log says why."
     ),
@@ -178,6 +186,8 @@ _FRAMEWORK = {
     405: ("method_not_allowed", "This address does not take this method; the Allow header lists those it takes."),
     413: ("request_too_large", "The request is too large."),
 }
+# What OpenAI calls an error's type where it is not told by the status.
+_KINDS = {"rate_limit_exceeded": "requests", "insufficient_quota": "insufficient_quota"}
 UNFORESEEN = Answer(500, "server_error", retry=True)
 
 
@@ -258,7 +268,13 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after)
     elif answer.status == 503 and answer.retry:
         headers["Retry-After"] = "5"
-    if (answer.status >= 500 or answer.status == 409) and not answer.retry:
+    never = answer.status >= 500 or answer.status in (409, 429)
+    in_vain = never and not answer.retry
+    if isinstance(error, LimitReached):
+        if error.seconds is not None:
+            headers["Retry-After"] = str(max(1, min(MAX_RETRY_AFTER, ceil(error.seconds))))
+        in_vain = error.seconds is None or error.seconds > MAX_RETRY_AFTER
+    if in_vain:
         # OpenAI's clients repeat these twice unless told that it is no use.
         headers["x-should-retry"] = "false"
     if isinstance(error, HTTPException):
@@ -267,7 +283,7 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
 
 
 def _openai(answer: Answer, message: str, field: str | None) -> dict[str, Any]:
-    kind = "invalid_request_error" if answer.status < 500 else "server_error"
+    kind = _KINDS.get(answer.code) or ("invalid_request_error" if answer.status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": field, "code": answer.code}}
 
 

@@ -37,6 +37,11 @@ class Settings:
         queue_limit: the most images that may wait or run; more is answered 503 with Retry-After.
         queue_seconds: the most work that may wait or run, in seconds of the device; the same answer.
         grace: seconds that a stop gives to pictures which are begun.
+        requests_per_hour: the most that an owner may hand in within an hour; 0 for no limit, as with the next three.
+        megapixel_steps_per_hour: the most work likewise, in millions of pixels times steps.
+        jobs_queued: the most jobs of an owner that may wait.
+        jobs_at_once: the most jobs of an owner that are at work at the same time.
+        credits: on or off: whether jobs are paid for from their owners' balances.
         public_url: what absolute URLs start with, when the server stands behind a proxy.
         log_level: debug, info, warning or error.
     """
@@ -53,6 +58,11 @@ class Settings:
     queue_limit: int = 1000
     queue_seconds: int = 300
     grace: int = 30
+    requests_per_hour: int = 50
+    megapixel_steps_per_hour: int = 0
+    jobs_queued: int = 100
+    jobs_at_once: int = 2
+    credits: str = "off"
     public_url: str = ""
     log_level: str = "info"
 
@@ -95,6 +105,10 @@ class Settings:
             "queue_limit": (1, 100_000),
             "queue_seconds": (1, 86_400),
             "grace": (0, 3600),
+            "requests_per_hour": (0, 1_000_000),
+            "megapixel_steps_per_hour": (0, 1_000_000_000),
+            "jobs_queued": (0, 100_000),
+            "jobs_at_once": (0, 1000),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
@@ -106,6 +120,8 @@ class Settings:
                 yield name, RULE
         if not _DEVICE.fullmatch(self.device):
             yield "device", "auto, cuda, cuda:N, mps or cpu"
+        if self.credits not in ("on", "off"):
+            yield "credits", "on or off"
         if self.log_level not in _LEVELS:
             yield "log_level", "debug, info, warning or error"
         if self.public_url and not _is_address(self.public_url):

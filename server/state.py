@@ -9,11 +9,13 @@ from server.errors import ModelUnavailable
 from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
+from server.limits import Allowances
 from server.metrics import Metrics
 from server.overview import Overview
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
 from server.weights import WeightHashes
+from storage.credits import Credits
 from storage.stats import Stats
 
 
@@ -45,6 +47,8 @@ class Services:
     progress: Progress
     feed: Feed
     stats: Stats
+    allowances: Allowances
+    credits: Credits
 
     @property
     def catalog(self) -> Catalog:

@@ -117,6 +117,7 @@ def _row(job: JobRecord) -> dict[str, Any]:
         "imageCount": job.image_count,
         "priority": job.priority,
         "sessionId": job.session_id,
+        "expectedCost": job.expected_cost,
         "cost": job.cost,
         "createdAt": iso(job.created_at),
         "startedAt": None if job.started_at is None else iso(job.started_at),

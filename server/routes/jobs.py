@@ -13,11 +13,10 @@ from server.body import read_json
 from server.generation import MAX_PRIORITY
 from server.identity.caller import Caller
 from server.identity.guard import OPERATOR
-from server.intake import read_order
-from server.jobs.orders import Order
+from server.intake import Intake, read_order
 from server.openapi import documents_body
 from server.state import Services
-from storage.records import ClientKey, JobQuery, JobRecord, JobStatus
+from storage.records import JobQuery, JobRecord, JobStatus
 
 FRONT = "front"
 STATUSES = ", ".join(JobStatus)
@@ -35,7 +34,7 @@ class Jobs(Controller):
     ) -> Response[dict[str, Any]]:
         """Queue a job and return at once."""
         asked = await read_order(request, services, caller)
-        return await queued(services, asked.order, asked.key)
+        return await queued(services, caller, asked)
 
     @get("/jobs")
     async def jobs(
@@ -80,7 +79,7 @@ class Jobs(Controller):
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
     ) -> Response[dict[str, Any]]:
         """Queue a job anew that failed or was cancelled."""
-        return await accepted(services, await services.jobs.retry(caller.owner_id, job_id, services.catalog))
+        return await accepted(services, caller, await _retry(services, caller, job_id))
 
     @patch("/jobs/{job_id:str}")
     async def change(
@@ -109,16 +108,16 @@ class Jobs(Controller):
         services: NamedDependency[Services],
         caller: NamedDependency[Caller],
         job_id: FromPath[str],
-    ) -> dict[str, Any]:
+    ) -> Response[dict[str, Any]]:
         """Cancel a job, or queue it anew."""
         wanted = (await read_json(request)).get("status")
         if wanted == JobStatus.CANCELLED:
-            job = await services.jobs.cancel(caller.owner_id, job_id)
+            job, headers = await services.jobs.cancel(caller.owner_id, job_id), {}
         elif wanted == JobStatus.PENDING:
-            job = await services.jobs.retry(caller.owner_id, job_id, services.catalog)
+            job, headers = await _retry(services, caller, job_id), await services.allowances.headers(caller)
         else:
             raise InvalidRequest("status", "status must be cancelled or pending; the others come by themselves.")
-        return _success(await services.progress.one(job))
+        return Response(_success(await services.progress.one(job)), headers=headers)
 
     @post("/queue/pause", status_code=200, opt=OPERATOR)
     async def pause(self, services: NamedDependency[Services]) -> dict[str, Any]:
@@ -138,12 +137,13 @@ class Jobs(Controller):
         return _success({"cancelled": await services.jobs.clear(caller.owner_id)})
 
 
-async def queued(services: Services, order: Order, key: ClientKey | None) -> Response[dict[str, Any]]:
+async def queued(services: Services, caller: Caller, asked: Intake) -> Response[dict[str, Any]]:
     """Queue a job whose client comes back for it."""
-    return await accepted(services, await services.jobs.submit(replace(order, attached=False), key))
+    job = await services.jobs.submit(replace(asked.order, attached=False), asked.key)
+    return await accepted(services, caller, job)
 
 
-async def accepted(services: Services, job: JobRecord) -> Response[dict[str, Any]]:
+async def accepted(services: Services, caller: Caller, job: JobRecord) -> Response[dict[str, Any]]:
     """The answer to a job that was queued: where to look for it."""
     facts = await services.progress.one(job)
     place = f"/api/v1/jobs/{job.id}"
@@ -156,7 +156,12 @@ async def accepted(services: Services, job: JobRecord) -> Response[dict[str, Any
         "status_url": place,
         "events_url": f"{place}/events",
     }
-    return Response(_success(data), status_code=202, headers={"Location": place})
+    headers = {"Location": place} | await services.allowances.headers(caller)
+    return Response(_success(data), status_code=202, headers=headers)
+
+
+async def _retry(services: Services, caller: Caller, job_id: str) -> JobRecord:
+    return await services.jobs.retry(caller.owner_id, job_id, services.catalog, limited=not caller.is_operator)
 
 
 def _success(data: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,14 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery, QueryParameter
 
+from server.errors import Forbidden
 from server.identity.caller import Caller
 from server.playground import iso
+from server.routes.credits import owner_asked_for
 from server.state import Services
+from storage.money import to_amount
 from storage.records import ImageRecord, JobQuery, JobRecord
-from storage.stats import Seconds, Totals
+from storage.stats import Seconds, Share, Totals
 
 Days = Annotated[int, QueryParameter(ge=1, le=3650)]
 
@@ -52,18 +55,34 @@ class Stats(Controller):
 
     @get("/usage")
     async def usage(
-        self, services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
+        self,
+        services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
+        days: Days = 30,
+        owner: FromQuery[str | None] = None,
+        everyone: FromQuery[bool] = False,
     ) -> dict[str, Any]:
-        """What the caller used of the server."""
-        totals = await services.stats.totals(caller.owner_id, _since(days))
+        """What the caller used of the server, by key too, and what is left to it; for operators, anybody or all."""
+        since = _since(days)
+        if everyone:
+            if not caller.is_operator:
+                raise Forbidden("Only operators may ask about everyone; leave everyone out.")
+            owners = [{"owner": share.name} | _used(share) for share in await services.stats.owners(since)]
+            return {"success": True, "data": {"days": days, "owners": owners}}
+        owner_id = owner_asked_for(caller, owner)
+        totals, keys = await services.stats.totals(owner_id, since), await services.stats.keys(owner_id, since)
+        unlimited = caller.is_operator and owner_id == caller.owner_id
         data = {
-            "owner": caller.owner_id,
+            "owner": owner_id,
             "days": days,
             "jobs": sum(totals.jobs.values()),
             "images": totals.images,
             "pictureSeconds": round(totals.device_seconds, 3),
             "megapixelSteps": round(totals.pixel_steps / 1e6, 3),
             "cost": totals.cost,
+            "keys": [{"keyId": share.name} | _used(share) for share in keys],
+            "balance": to_amount(await services.credits.balance(owner_id)),
+            "limits": None if unlimited else await services.allowances.told(owner_id),
         }
         return {"success": True, "data": data}
 
@@ -97,6 +116,16 @@ def _totals(totals: Totals) -> dict[str, Any]:
         "images": totals.images,
         "cost": totals.cost,
         "generationSeconds": _seconds(totals.seconds),
+    }
+
+
+def _used(share: Share) -> dict[str, Any]:
+    return {
+        "jobs": share.jobs,
+        "images": share.images,
+        "pictureSeconds": round(share.device_seconds, 3),
+        "megapixelSteps": round(share.pixel_steps / 1e6, 3),
+        "cost": share.cost,
     }
 
 
