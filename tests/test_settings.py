@@ -37,6 +37,9 @@ def test_the_environment_is_read_and_an_override_wins() -> None:
         ("DARKROOM_PUBLIC_URL", "https://a.example/?x=1", "without . or #"),
         ("DARKROOM_PUBLIC_URL", "https://a.example:port", "http:// or https:// address"),
         ("DARKROOM_PUBLIC_URL", "https://a b.example", "http:// or https:// address"),
+        ("DARKROOM_REQUESTS_PER_HOUR", "-1", "between 0 and 1000000"),
+        ("DARKROOM_JOBS_AT_ONCE", "two", "must be a whole number, not 'two'"),
+        ("DARKROOM_CREDITS", "yes", "on or off, not 'yes'"),
         ("DARKROOM_MODELS", "/nowhere/models.toml", "names /nowhere/models.toml, and there is no such file"),
     ],
 )
