@@ -268,18 +268,21 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after)
     elif answer.status == 503 and answer.retry:
         headers["Retry-After"] = "5"
-    never = answer.status >= 500 or answer.status in (409, 429)
-    in_vain = never and not answer.retry
-    if isinstance(error, LimitReached):
-        if error.seconds is not None:
-            headers["Retry-After"] = str(max(1, min(MAX_RETRY_AFTER, ceil(error.seconds))))
-        in_vain = error.seconds is None or error.seconds > MAX_RETRY_AFTER
-    if in_vain:
+    elif isinstance(error, LimitReached) and error.seconds is not None:
+        headers["Retry-After"] = str(max(1, min(MAX_RETRY_AFTER, ceil(error.seconds))))
+    if (answer.status >= 500 or answer.status in (409, 429)) and _in_vain(answer, error):
         # OpenAI's clients repeat these twice unless told that it is no use.
         headers["x-should-retry"] = "false"
     if isinstance(error, HTTPException):
         headers |= {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
     return headers
+
+
+def _in_vain(answer: Answer, error: Exception) -> bool:
+    """Whether the same again would only fail again, even as late as Retry-After can say."""
+    if isinstance(error, LimitReached):
+        return error.seconds is None or error.seconds > MAX_RETRY_AFTER
+    return not answer.retry
 
 
 def _openai(answer: Answer, message: str, field: str | None) -> dict[str, Any]:

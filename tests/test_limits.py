@@ -265,7 +265,21 @@ def test_what_is_left_is_told_and_what_is_too_much_is_refused(tmp_path: Path, an
         assert httpx.post(f"{fake.url}/api/v1/jobs/{doomed}/retry").headers["x-ratelimit-remaining-requests"] == "3"
 
 
-def test_the_limit_is_exact_over_http_and_takes_no_room_from_others(tmp_path: Path, ann: None) -> None:
+def test_who_is_over_a_limit_hears_so_before_room_is_kept(tmp_path: Path, ann: None) -> None:
+    """Else whoever keeps asking in vain could keep the room from others."""
+    with serving(tmp_path, requests_per_hour=2, queue_limit=1) as fake:
+        fake.app.state.services.scheduler.paused = True
+        waiting = submit(fake)
+        full = httpx.post(fake.url + "/api/v1/images/generate", json={"prompt": "a hat"})
+        assert (full.status_code, full.json()["error"]["code"]) == (503, "queue_full")
+        call(fake, "DELETE", f"/jobs/{waiting}")
+        submit(fake)
+        own = httpx.post(fake.url + "/api/v1/images/generate", json={"prompt": "a hat"})
+        assert (own.status_code, own.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert call(fake, "POST", f"/jobs/{waiting}/retry", status=429)["code"] == "rate_limit_exceeded"
+
+
+def test_the_limit_is_exact_over_http(tmp_path: Path, ann: None) -> None:
     with serving(tmp_path, requests_per_hour=10) as fake, ThreadPoolExecutor(50) as pool:
         codes = [answer.status_code for answer in pool.map(lambda _: fake.post(), range(50))]
         assert sorted(codes) == [200] * 10 + [429] * 40
