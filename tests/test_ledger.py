@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -130,6 +130,8 @@ class LedgerMachine(RuleBasedStateMachine):
         """With all of its pictures, or with some."""
         job = self.run(self.jobs.get(None, self.ids[pick % len(self.ids)]))
         with suppress(IllegalTransition):
+            if job.status is JobStatus.PENDING:
+                self.run(self.jobs.start(job.id, self.boot_id))
             self.run(self.complete(job.id, max(1, job.image_count - missing)))
 
     @precondition(lambda self: self.ids)
@@ -194,6 +196,7 @@ TestLedger.settings = settings(
     deadline=None,
     derandomize=True,  # the same examples at every run
     database=None,
+    phases=[Phase.generate],  # an example is short as it is, and to shorten one takes minutes
     suppress_health_check=list(HealthCheck),
 )
 
