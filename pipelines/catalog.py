@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipelines.errors import UnknownModel
 from pipelines.levers import Preset, Speed
+from pipelines.pricing import Price
 from pipelines.samplers import Prediction
 from pipelines.wording import nearest
 
@@ -54,7 +55,7 @@ class FamilyFacts:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model, every default filled in. Sizes are in pixels, the price is per image in the operator's currency."""
+    """One model, every default filled in. Sizes are in pixels."""
 
     name: str
     family: str
@@ -81,7 +82,7 @@ class ModelEntry:
     t5: bool
     aliases: tuple[str, ...]
     license: str | None
-    price: float
+    price: Price
     speed: Speed = Speed()
     quality: tuple[Preset, ...] = ()
     stamp: str = ""

@@ -12,6 +12,7 @@ import msgspec
 from pipelines.catalog import LINEAR, WEIGHT_SUFFIXES, Catalog, FamilyFacts, Look, ModelEntry, Offload
 from pipelines.errors import CatalogError, InvalidRequest
 from pipelines.levers_toml import read_presets, read_speed
+from pipelines.pricing import read_price
 from pipelines.samplers import Prediction, SamplerChoice, check_steps, choose
 from pipelines.sources import stamp_of
 from pipelines.toml_tables import convert
@@ -54,7 +55,7 @@ class _Model(msgspec.Struct, forbid_unknown_fields=True):
     t5: bool | None = None
     aliases: list[str] = []
     license: str | None = None
-    price: float = 0.0
+    price: Any = 0
     speed: dict[str, Any] = {}
     quality: dict[str, Any] = {}
 
@@ -165,7 +166,7 @@ def _entry(name: str, model: _Model, path: Path, place: str, families: Mapping[s
         t5=model.t5 is not False,
         aliases=tuple(model.aliases),
         license=model.license,
-        price=model.price,
+        price=read_price(model.price, f"{place}.price"),
         speed=read_speed(model.speed, place, model.dtype, guidance_scale),
         quality=read_presets(model.quality, place, facts.prediction, choice.sampler, guidance_scale),
     )
@@ -212,7 +213,6 @@ def _check_ranges(entry: ModelEntry, place: str) -> None:
         "size": (max(entry.width, entry.height), entry.size_step, MAX_SIDE),
         "max_pixels": (entry.max_pixels, entry.width * entry.height, MAX_PIXELS),
         "max_side": (entry.max_side, max(entry.width, entry.height), MAX_SIDE),
-        "price": (entry.price, 0, 1e9),
     }
     for key, (value, low, high) in ranges.items():
         if not low <= value <= high:  # NaN fails too
@@ -220,8 +220,9 @@ def _check_ranges(entry: ModelEntry, place: str) -> None:
 
 
 def _check_sizes(entry: ModelEntry, place: str) -> None:
-    """The model's own sizes must be ones that it may make."""
-    for key, sizes in (("size", [f"{entry.width}x{entry.height}"]), ("native_sizes", entry.native_sizes)):
+    """The sizes that a model's table names must be ones that it may make."""
+    own, priced = [f"{entry.width}x{entry.height}"], [size for size, _ in entry.price.sizes]
+    for key, sizes in (("size", own), ("native_sizes", entry.native_sizes), ("price", priced)):
         for written in sizes:
             width, height = _size(written, f"{place}.{key}")
             if not width or not height or width % entry.size_step or height % entry.size_step:

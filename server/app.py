@@ -35,6 +35,7 @@ from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
 from server.jobs.resuming import resume
+from server.limits import Allowances, Limits
 from server.metrics import Metrics, Snapshot
 from server.openapi.page import openapi_config
 from server.overview import Overview
@@ -46,6 +47,8 @@ from server.state import Readiness, Services
 from server.tracing import tracing
 from server.watchdog import watch
 from server.weights import WeightHashes
+from storage.admissions import Admissions
+from storage.credits import Credits
 from storage.database import Database
 from storage.keys import KeyStore
 from storage.secrets import secret
@@ -116,7 +119,8 @@ async def _services(
         metrics.registry.register(Snapshot(scheduler, settings.data))
         weights = WeightHashes(settings.data / CACHE_NAME)
         events = Events()
-        jobs = Jobs(database, settings.data, scheduler, weights, events, [metrics.job_ended, traced])
+        limits = Limits.of(settings)
+        jobs = Jobs(database, settings.data, scheduler, weights, events, [metrics.job_ended, traced], limits)
         await jobs.recover(catalog)
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
@@ -139,6 +143,8 @@ async def _services(
             stats=Stats(database),
             gate=gate,
             links=links,
+            allowances=Allowances(limits, Admissions(database)),
+            credits=Credits(database),
         )
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))

@@ -9,6 +9,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from pipelines.errors import (
     UnknownModel,
 )
 from pipelines.wording import mistyped
+from server.scheduling.outlook import MAX_RETRY_AFTER
 from server.scheduling.queue import QueueFull
 from server.schemas import ApplicationError, Fault, OpenAIError
 from storage.errors import (
@@ -36,8 +38,11 @@ from storage.errors import (
     IllegalTransition,
     JobEnded,
     KeyReused,
+    LimitReached,
     MetadataTooLarge,
+    NotEnoughCredit,
     NotFound,
+    ReferenceReused,
 )
 from storage.records import ENGINE_LOST
 
@@ -157,6 +162,9 @@ ANSWERS: dict[type[Exception], Answer] = {
     BodyTooLarge: Answer(413, "request_too_large"),
     WrongMediaType: Answer(415, "unsupported_media_type"),
     KeyReused: Answer(422, "idempotency_key_reused"),
+    ReferenceReused: Answer(422, "idempotency_key_reused"),
+    LimitReached: Answer(429, "rate_limit_exceeded", retry=True),
+    NotEnoughCredit: Answer(429, "insufficient_quota"),
     ImageFailed: Answer(
         500, "generation_failed", says="The picture failed while it was computed; the server's log says why."
     ),
@@ -179,6 +187,11 @@ FRAMEWORK = {
     404: ("not_found", "Nothing is served under this address; /docs lists what is."),
     405: ("method_not_allowed", "This address does not take this method; the Allow header lists those it takes."),
     413: ("request_too_large", "The request is too large."),
+}
+# What OpenAI calls an error's type where it is not told by the status.
+_KINDS: dict[str, Literal["requests", "insufficient_quota"]] = {
+    "rate_limit_exceeded": "requests",
+    "insufficient_quota": "insufficient_quota",
 }
 UNFORESEEN = Answer(500, "server_error", retry=True)
 
@@ -264,9 +277,11 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
         headers["Retry-After"] = str(error.retry_after)
     elif answer.status == 503 and answer.retry:
         headers["Retry-After"] = "5"
-    if answer.status == 401:
+    elif answer.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if (answer.status >= 500 or answer.status == 409) and not answer.retry:
+    elif isinstance(error, LimitReached) and error.seconds is not None:
+        headers["Retry-After"] = str(max(1, min(MAX_RETRY_AFTER, ceil(error.seconds))))
+    if (answer.status >= 500 or answer.status in (409, 429)) and _in_vain(answer, error):
         # OpenAI's clients repeat these twice unless told that it is no use.
         headers["x-should-retry"] = "false"
     if isinstance(error, HTTPException):
@@ -274,11 +289,18 @@ def _headers(answer: Answer, error: Exception) -> dict[str, str]:
     return headers
 
 
+def _in_vain(answer: Answer, error: Exception) -> bool:
+    """Whether the same again would only fail again, even as late as Retry-After can say."""
+    if isinstance(error, LimitReached):
+        return error.seconds is None or error.seconds > MAX_RETRY_AFTER
+    return not answer.retry
+
+
 def _openai(answer: Answer, message: str, field: str | None) -> OpenAIError:
-    kind: Literal["invalid_request_error", "server_error"] = (
+    who: Literal["invalid_request_error", "server_error"] = (
         "invalid_request_error" if answer.status < 500 else "server_error"
     )
-    return {"error": {"message": message, "type": kind, "param": field, "code": answer.code}}
+    return {"error": {"message": message, "type": _KINDS.get(answer.code, who), "param": field, "code": answer.code}}
 
 
 def _application(answer: Answer, message: str, field: str | None) -> ApplicationError:

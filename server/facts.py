@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypedDict
 
 from pipelines.progress import LoadStage
 from server.scheduling.queue import Stage
-from server.schemas import says
+from server.schemas import Price, says
 from storage.media import ImageFormat
 
 Count = Annotated[int, says("How many.", minimum=0)]
@@ -131,6 +131,7 @@ class ModelFacts(TypedDict):
     default: Annotated[bool, says("Whether requests that name none get it.")]
     aliases: Sequence[str]
     family: str
+    price: Price
     dtype: Annotated[str, says("The precision that it runs in here.")]
     state: Annotated[
         Literal["resident", "parked", "loading", "broken", "absent"],

@@ -101,6 +101,7 @@ def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent
     return Order(
         owner_id=caller.owner_id,
         key_id=caller.key_id,
+        limited=not caller.is_operator,
         entry=entry,
         requests=requests,
         format=format,

@@ -15,10 +15,13 @@ from server.identity.caller import Caller
 from server.jobs.orders import Order
 from server.scheduling.queue import QueueFull
 from server.state import Services
-from storage.errors import KeyReused
+from storage.errors import KeyReused, LimitReached, NotEnoughCredit
 from storage.records import ClientKey
 
-REFUSED = (MissingField, UnknownField, UnsupportedField, UnknownModel, KeyReused, QueueFull, Interrupted)
+REFUSED = (
+    *(MissingField, UnknownField, UnsupportedField, UnknownModel, KeyReused),
+    *(LimitReached, NotEnoughCredit, QueueFull, Interrupted),
+)
 """What befalls a request for pictures before anything is written."""
 
 

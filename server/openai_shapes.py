@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, NotRequired, TypedDict
 
 from server.playground import ImageFacts
-from server.schemas import says
+from server.schemas import Price, says
 from storage.media import ImageFormat
 
 
@@ -81,7 +81,7 @@ class ModelCard(TypedDict):
     model_hash: Annotated[str | None, says("SHA-256 of its weights; null until it is known.")]
     aliases: Annotated[Sequence[str], says("Other names that requests may give.")]
     license: str | None
-    price: Annotated[float, says("Of a picture, in the operator's currency.", minimum=0)]
+    price: Price
     defaults: ModelDefaults
     native_sizes: Annotated[Sequence[str], says("Those it was trained on.")]
     size_step: Annotated[int, says("Width and height are multiples of it.")]

@@ -137,6 +137,7 @@ class Overview:
             "schedule": entry.schedule,
             "qualities": {word: with_quality(word, Wishes(""), entry)[1].steps for word in ("draft", *QUALITY_STEPS)},
             "samplers": _samplers(entry.prediction),
+            "price": entry.price.told,
             "shapes": self._shapes(entry.identity),
         }
 

@@ -23,6 +23,13 @@ def says(meaning: str, **keywords: Any) -> Meta:
 Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """ISO 8601 in UTC with a Z, to the millisecond."""
 
+Price = Annotated[
+    float | dict[str, float],
+    says(
+        "Of a picture, in the operator's currency; or by its size, or of a megapixel-step, where that is how it is set."
+    ),
+]
+
 MOST = 2**53
 """The largest whole number that every JSON reader keeps exact."""
 
@@ -107,7 +114,10 @@ class OpenAIFault(TypedDict):
     """What went wrong, in OpenAI's words."""
 
     message: Annotated[str, says("What was wrong, what is allowed and what to do, for people.")]
-    type: Annotated[Literal["invalid_request_error", "server_error"], says("Whether the client or the server erred.")]
+    type: Annotated[
+        Literal["invalid_request_error", "server_error", "requests", "insufficient_quota"],
+        says("Whether the client or the server erred, or which limit of the caller's was met."),
+    ]
     param: Annotated[str | None, says("The field, as the client wrote it, where one is to blame.")]
     code: Annotated[str, says("Which case it is, for programs.")]
 

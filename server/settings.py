@@ -49,6 +49,11 @@ class Settings:
         jwt_jwks: where the issuer's keys are, if it does not tell by OpenID Connect's discovery.
         jwt_operators: claims that make an operator: "groups=admins, email=ann@example.org".
         link_hours: how long a picture's signed address holds.
+        requests_per_hour: the most that an owner may hand in within an hour; 0 for no limit, as with the next three.
+        megapixel_steps_per_hour: the most work likewise, in millions of pixels times steps.
+        jobs_queued: the most jobs of an owner that may wait.
+        jobs_at_once: the most jobs of an owner that are at work at the same time.
+        credits: on or off: whether jobs are paid for from their owners' balances.
         public_url: what absolute URLs start with, when the server stands behind a proxy.
         log_level: debug, info, warning or error.
     """
@@ -72,6 +77,11 @@ class Settings:
     jwt_jwks: str = ""
     jwt_operators: str = ""
     link_hours: int = 24
+    requests_per_hour: int = 50
+    megapixel_steps_per_hour: int = 0
+    jobs_queued: int = 100
+    jobs_at_once: int = 2
+    credits: str = "off"
     public_url: str = ""
     log_level: str = "info"
 
@@ -120,6 +130,10 @@ class Settings:
             "queue_seconds": (1, 86_400),
             "grace": (0, 3600),
             "link_hours": (1, 8760),
+            "requests_per_hour": (0, 1_000_000),
+            "megapixel_steps_per_hour": (0, 1_000_000_000),
+            "jobs_queued": (0, 100_000),
+            "jobs_at_once": (0, 1000),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
@@ -132,6 +146,8 @@ class Settings:
         if not _DEVICE.fullmatch(self.device):
             yield "device", "auto, cuda, cuda:N, mps or cpu"
         yield from self._broken_auth()
+        if self.credits not in ("on", "off"):
+            yield "credits", "on or off"
         if self.log_level not in _LEVELS:
             yield "log_level", "debug, info, warning or error"
         if self.public_url and not _is_address(self.public_url):

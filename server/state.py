@@ -11,11 +11,13 @@ from server.identity.links import Links
 from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
+from server.limits import Allowances
 from server.metrics import Metrics
 from server.overview import Overview
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
 from server.weights import WeightHashes
+from storage.credits import Credits
 from storage.stats import Stats
 
 
@@ -49,6 +51,8 @@ class Services:
     stats: Stats
     gate: Gate
     links: Links
+    allowances: Allowances
+    credits: Credits
 
     @property
     def catalog(self) -> Catalog:

@@ -32,9 +32,8 @@ async def job_of(session: AsyncSession, owner_id: str, key: ClientKey) -> Job | 
 
 
 async def remember(session: AsyncSession, job: Job, key: ClientKey) -> None:
-    """Let the key stand for the job, and forget what is too old."""
+    """Let the key stand for the job, whose row is there, and forget what is too old."""
     await session.exec(delete(KnownKey).where(col(KnownKey.created_at) <= datetime.now(UTC) - REMEMBERED))
-    await session.flush()  # the job's row first: the key refers to it
     session.add(
         KnownKey(owner_id=job.owner_id, key=key.key, digest=key.digest, job_id=job.id, created_at=job.created_at)
     )

@@ -14,11 +14,16 @@ StorageError
 │   ├── ImageNotFound
 │   └── MediaNotFound
 ├── KeyReused              a client's key that stands for another request already
+├── ReferenceReused        a reference that stands for another grant of credit already
+├── LimitReached           an owner handed in as much as it may
+├── NotEnoughCredit        a balance that would fall below zero
 ├── JobEnded               a job whose place in line is to change has ended
 └── IllegalTransition      a job cannot go from where it is to where it was sent
 """
 
 from pathlib import Path
+
+from storage.money import to_amount
 
 
 class StorageError(Exception):
@@ -106,6 +111,32 @@ class KeyReused(StorageError):
         super().__init__(
             f"The key {key[:80]!r} was used for another request, job {job_id}. Use a new key for a new request; "
             "keys are remembered for 24 hours."
+        )
+
+
+class ReferenceReused(StorageError):
+    def __init__(self, reference: str) -> None:
+        super().__init__(
+            f"The reference {reference[:80]!r} was used for another grant: another owner, amount or note. "
+            "Use a new one for a new grant."
+        )
+
+
+class LimitReached(StorageError):
+    """`seconds` is how long it will be before the same can be handed in; None for never."""
+
+    def __init__(self, message: str, seconds: float | None) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class NotEnoughCredit(StorageError):
+    """Amounts in millionths."""
+
+    def __init__(self, balance: int, needed: int) -> None:
+        super().__init__(
+            f"The balance is {to_amount(balance):.6g}, and {to_amount(needed):.6g} is needed. "
+            "Ask for fewer, smaller or cheaper pictures, or have the operator grant more."
         )
 
 

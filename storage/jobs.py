@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import and_, true, update
+from sqlalchemy import ColumnElement, and_, true, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from storage import client_keys
+from storage import admissions, client_keys, credits
 from storage.database import Database
 from storage.errors import IllegalTransition, JobEnded, JobNotFound
+from storage.money import total
 from storage.records import (
     ENGINE_LOST,
     ClientKey,
@@ -21,6 +22,7 @@ from storage.records import (
     NewImage,
     NewJob,
     Recovered,
+    Terms,
 )
 from storage.tables import Image, Job
 
@@ -46,11 +48,11 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, new: NewJob, key: ClientKey | None = None) -> JobRecord:
+    async def insert(self, new: NewJob, key: ClientKey | None = None, terms: Terms | None = None) -> JobRecord:
         """Queue a job. It is on the disk when this returns.
 
-        With a key that its client used before, the job of that time is returned as it stands. Raises KeyReused when
-        that was another request.
+        With a key that its client used before, the job of that time is returned as it stands, and costs nothing.
+        Raises KeyReused when that was another request; LimitReached or NotEnoughCredit by the owner's terms.
         """
         async with self._database.write() as session:
             if key is not None and (known := await client_keys.job_of(session, new.owner_id, key)):
@@ -58,15 +60,24 @@ class JobStore:
             # The clock is read inside the transaction: whoever is written first is also the older one.
             job = Job(id=str(uuid4()), status=JobStatus.PENDING, created_at=datetime.now(UTC), **asdict(new))
             session.add(job)
+            await session.flush()  # its row first: others refer to it
+            await _hand_in(session, job, terms)
             if key is not None:
                 await client_keys.remember(session, job, key)
         return record_of(job)
 
-    async def known(self, owner_id: str, key: ClientKey) -> JobRecord | None:
-        """The job that a client's key stands for. Raises KeyReused as `insert` does."""
+    async def foresee(
+        self, job: NewJob | JobRecord, key: ClientKey | None = None, terms: Terms | None = None
+    ) -> JobRecord | None:
+        """The job that a client's key stands for, if any. Raises what `insert` would, as things stand."""
         async with self._database.read() as session:
-            job = await client_keys.job_of(session, owner_id, key)
-            return None if job is None else record_of(job)
+            if key is not None and (known := await client_keys.job_of(session, job.owner_id, key)):
+                return record_of(known)
+            if terms is not None:
+                await admissions.check(session, job, terms)
+            if terms is not None and terms.credits:
+                await credits.check(session, job)
+            return None
 
     async def start(self, job_id: str, boot_id: str) -> JobRecord:
         """Take a pending job into processing by this run of the server, which spends one of its attempts."""
@@ -90,7 +101,7 @@ class JobStore:
         Raises IllegalTransition when the job is not being processed by this run of the server.
         """
         changes = {
-            "cost": sum(image.cost for image in images),
+            "cost": total(image.cost for image in images),
             "error_code": error_code,
             "error_message": error_message,
             "outcome": None if outcome is None else dict(outcome),
@@ -112,16 +123,18 @@ class JobStore:
         async with self._database.write() as session:
             return record_of(await _move(session, job_id, JobStatus.PENDING, changes))
 
-    async def retry(self, owner_id: str | None, job_id: str) -> JobRecord:
+    async def retry(self, owner_id: str | None, job_id: str, terms: Terms | None = None) -> JobRecord:
         """Queue a job anew that failed or was cancelled, as if it had never been tried; nobody waits for it.
 
-        Raises JobNotFound; IllegalTransition from any other status.
+        Raises JobNotFound; IllegalTransition from any other status; LimitReached or NotEnoughCredit as `insert` does.
         """
         fresh = dict.fromkeys(("boot_id", "due_at", "error_code", "error_message", "started_at", "finished_at"))
         changes = fresh | {"attempts": 0, "losses": 0, "attached": False}
         async with self._database.write() as session:
             ended = (JobStatus.FAILED, JobStatus.CANCELLED)
-            return record_of(await _move(session, job_id, JobStatus.PENDING, changes, owner_id=owner_id, sources=ended))
+            job = await _move(session, job_id, JobStatus.PENDING, changes, owner_id=owner_id, sources=ended)
+            await _hand_in(session, job, terms)
+        return record_of(job)
 
     async def change(
         self, owner_id: str | None, job_id: str, *, priority: int | None = None, to_front: bool = False
@@ -170,9 +183,7 @@ class JobStore:
         waiting = and_(col(Job.status) == JobStatus.PENDING, owned)
         changes = {"status": JobStatus.CANCELLED, "finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            cleared = list(await session.exec(select(Job.id).where(waiting)))
-            await session.exec(update(Job).where(waiting).values(changes))
-        return cleared
+            return await _end_all(session, waiting, changes)
 
     async def get(self, owner_id: str | None, job_id: str) -> JobRecord:
         """Raises JobNotFound for another owner's job as well; no owner means that whoever asks may see every job."""
@@ -197,15 +208,15 @@ class JobStore:
         A job whose client waited fails, since that client went with the run; so does one whose attempts are spent. What
         was being processed is queued again.
         """
-        left_open = (col(Job.status).in_(OPEN), col(Job.boot_id).is_distinct_from(boot_id))
-        left_behind = (col(Job.status) == JobStatus.PROCESSING, col(Job.boot_id) != boot_id)
+        left_open = and_(col(Job.status).in_(OPEN), col(Job.boot_id).is_distinct_from(boot_id))
+        left_behind = and_(col(Job.status) == JobStatus.PROCESSING, col(Job.boot_id) != boot_id)
         spent = col(Job.attempts) >= col(Job.max_attempts)
         requeued = {"status": JobStatus.PENDING, "boot_id": None, "started_at": None}
         async with self._database.write() as session:
-            gone = await session.exec(update(Job).where(*left_open, col(Job.attached)).values(_interrupted(NOBODY)))
-            failures = await session.exec(update(Job).where(*left_behind, spent).values(_interrupted(EACH_TIME)))
-            returns = await session.exec(update(Job).where(*left_behind).values(requeued))
-        return Recovered(requeued=returns.rowcount, failed=gone.rowcount + failures.rowcount)
+            failed = await _end_all(session, and_(left_open, col(Job.attached)), _interrupted(NOBODY))
+            failed += await _end_all(session, and_(left_behind, spent), _interrupted(EACH_TIME))
+            returns = await session.exec(update(Job).where(left_behind).values(requeued))
+        return Recovered(requeued=returns.rowcount, failed=len(failed))
 
 
 async def _move(
@@ -228,7 +239,27 @@ async def _move(
         raise JobNotFound(job_id)
     if changed.rowcount == 0:
         raise IllegalTransition(job_id, job.status, target)
+    if target not in OPEN:
+        await credits.close(session, job)
     return job
+
+
+async def _end_all(session: AsyncSession, matching: ColumnElement[bool], changes: Mapping[str, Any]) -> list[str]:
+    """Send all jobs that match to the end that the changes say; their ids."""
+    ids = list(await session.exec(select(Job.id).where(matching)))
+    dear = list(await session.exec(select(Job.id).where(matching, col(Job.expected_cost) > 0)))
+    await session.exec(update(Job).where(matching).values(changes))
+    for job_id in dear:
+        await credits.close(session, (await session.exec(select(Job).where(Job.id == job_id))).one())
+    return ids
+
+
+async def _hand_in(session: AsyncSession, job: Job, terms: Terms | None) -> None:
+    """Count a job among what its owner handed in, and reserve what it is expected to cost."""
+    if terms is not None:
+        await admissions.admit(session, job, terms)
+    if terms is not None and terms.credits:
+        await credits.reserve(session, job)
 
 
 async def _owned(session: AsyncSession, owner_id: str | None, job_id: str) -> Job:

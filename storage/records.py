@@ -39,6 +39,9 @@ class NewJob:
     safety_identifier: str | None = None
     key_id: str | None = None
     public: bool = False
+    pixel_steps: int = 0
+    """Width x height x steps of all its images."""
+    expected_cost: float = 0.0
     attached: bool = True
     """Whether a client waits for the answer: such a job ends with the run of the server that it was sent to."""
     max_attempts: int = MAXIMUM_ATTEMPTS
@@ -56,7 +59,9 @@ class JobRecord:
         public: whether anybody may see its pictures who has their address.
         losses: how often the engine was lost while the job was processing, which spends none of its attempts.
         outcome: what its end came to besides pictures, as the server wrote it.
-        cost: 0 until its end.
+        pixel_steps: width x height x steps of all its images.
+        expected_cost: what it costs if all of its images are made.
+        cost: of the images that were made; 0 until its end.
     """
 
     id: str
@@ -83,6 +88,8 @@ class JobRecord:
     error_code: str | None
     error_message: str | None
     outcome: dict[str, Any] | None
+    pixel_steps: int
+    expected_cost: float
     cost: float
     created_at: datetime
     started_at: datetime | None
@@ -141,6 +148,59 @@ class KeyRecord:
     def valid(self) -> bool:
         """Whether it is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > datetime.now(UTC))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the owner of a job may hand in; 0 is without bound.
+
+    Attributes:
+        requests: in an hour.
+        pixel_steps: in an hour, over all that it hands in.
+        queued: how many of its jobs may wait.
+        patience: seconds after which one that has too many waiting may try again.
+        credits: whether what the job is expected to cost is reserved.
+    """
+
+    requests: int = 0
+    pixel_steps: int = 0
+    queued: int = 0
+    patience: float = 60
+    credits: bool = False
+
+
+class EntryKind(StrEnum):
+    """Why a balance changed."""
+
+    GRANT = "grant"
+    RESERVE = "reserve"
+    SETTLE = "settle"
+    REFUND = "refund"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreditEntry:
+    """One change of an owner's balance, and the balance after it, in millionths."""
+
+    id: int
+    owner_id: str
+    job_id: str | None
+    kind: EntryKind
+    amount: int
+    balance: int
+    note: str | None
+    reference: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class CreditPage:
+    """Some entries, newest first, the balance and what is reserved beside it; the cursor of the next page, if any."""
+
+    entries: Sequence[CreditEntry]
+    balance: int
+    reserved: int
+    cursor: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

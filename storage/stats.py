@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, type_coerce
+from sqlalchemy import ColumnElement, Integer, distinct, type_coerce
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -14,6 +15,13 @@ from storage.tables import Image, Job
 
 DAY_MICROSECONDS = 86_400_000_000
 PERCENTILES = (50, 95, 99)
+FIGURES = (
+    func.count(col(Image.id)),
+    func.coalesce(func.sum(Image.cost), 0.0),
+    func.coalesce(func.sum(Image.generation_seconds), 0.0),
+    func.coalesce(func.sum(col(Image.width) * col(Image.height) * col(Image.steps)), 0),
+)
+"""Of images: how many, their cost, their seconds and their pixels times steps."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,18 @@ class Day:
     cost: float
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one owner's jobs, or those sent with one key, came to; `name` is None for those sent without a key."""
+
+    name: str | None
+    jobs: int
+    images: int
+    cost: float
+    device_seconds: float
+    pixel_steps: int
+
+
 class Stats:
     """Figures since a moment. Where the owner is None, everybody's are meant."""
 
@@ -61,16 +81,10 @@ class Stats:
         """All of them, or those of one model."""
         of_jobs = [col(Job.created_at) >= since, *_where(Job, owner_id, model)]
         of_images = [col(Image.created_at) >= since, *_where(Image, owner_id, model)]
-        sums = (
-            func.count(),
-            func.coalesce(func.sum(Image.cost), 0.0),
-            func.coalesce(func.sum(Image.generation_seconds), 0.0),
-            func.coalesce(func.sum(col(Image.width) * col(Image.height) * col(Image.steps)), 0),
-        )
         async with self._database.read() as session:
             statuses = await session.exec(select(Job.status, func.count()).where(*of_jobs).group_by(Job.status))
             jobs = {JobStatus(status): count for status, count in statuses}
-            images, cost, seconds, work = (await session.exec(select(*sums).where(*of_images))).one()
+            images, cost, seconds, work = (await session.exec(select(*FIGURES).where(*of_images))).one()
             found = await _seconds(session, of_images, images, seconds)
         return Totals(jobs, images, cost, seconds, work, found)
 
@@ -92,11 +106,19 @@ class Stats:
                 for number, images, cost in await session.exec(made)
             ]
 
-    async def owners(self, since: datetime) -> list[str]:
-        """Everybody who had a job since then."""
+    async def owners(self, since: datetime) -> list[Share]:
+        """Everybody who handed a job in since then, by name."""
+        return await self._shares(col(Job.owner_id), [col(Job.created_at) >= since])
+
+    async def keys(self, owner_id: str, since: datetime) -> list[Share]:
+        """The keys with which an owner handed jobs in since then, by id."""
+        return await self._shares(col(Job.key_id), [col(Job.created_at) >= since, col(Job.owner_id) == owner_id])
+
+    async def _shares(self, column: Any, matching: list[ColumnElement[bool]]) -> list[Share]:
+        sums: list[Any] = [column, func.count(distinct(col(Job.id))), *FIGURES]
+        shares = select(*sums).select_from(Job).join(Image, isouter=True).where(*matching)
         async with self._database.read() as session:
-            found = await session.exec(select(Job.owner_id).where(col(Job.created_at) >= since).distinct())
-            return sorted(found)
+            return [Share(*row) for row in await session.exec(shares.group_by(column).order_by(column))]
 
 
 def _where(table: type[Job] | type[Image], owner_id: str | None, model: str | None) -> list[ColumnElement[bool]]:

@@ -84,6 +84,8 @@ class Job(SQLModel, table=True):
     error_code: str | None = None
     error_message: str | None = None
     outcome: dict[str, Any] | None = Field(default=None, sa_type=JSON(none_as_null=True))
+    pixel_steps: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    expected_cost: float = Field(default=0.0, sa_column_kwargs={"server_default": "0"})
     cost: float = 0.0
     created_at: datetime = Field(sa_type=Moment)
     started_at: datetime | None = Field(default=None, sa_type=Moment)
@@ -138,6 +140,43 @@ class KnownKey(SQLModel, table=True):
     key: str = Field(primary_key=True)
     digest: str
     job_id: str = Field(foreign_key="jobs.id")
+    created_at: datetime = Field(sa_type=Moment)
+
+
+class Admission(SQLModel, table=True):
+    """One time that an owner handed a job in, for as long as that counts against its limits."""
+
+    __tablename__ = "admissions"
+    __table_args__ = (
+        Index("ix_admissions_owner", "owner_id", "created_at"),
+        Index("ix_admissions_age", "created_at"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    owner_id: str
+    pixel_steps: int
+    created_at: datetime = Field(sa_type=Moment)
+
+
+class Credit(SQLModel, table=True):
+    """One entry of the ledger, in millionths; it is never changed."""
+
+    __tablename__ = "credits"
+    __table_args__ = (
+        UniqueConstraint("reference", name="uq_credits_reference"),
+        CheckConstraint("balance >= 0", name="ck_credits_balance"),
+        Index("ix_credits_owner", "owner_id", "id"),
+        Index("ix_credits_job", "job_id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    owner_id: str
+    job_id: str | None = Field(default=None, foreign_key="jobs.id")
+    kind: str
+    amount: int
+    balance: int
+    note: str | None
+    reference: str | None
     created_at: datetime = Field(sa_type=Moment)
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipelines.catalog import ModelEntry, Offload
 from pipelines.errors import NoRoom
+from pipelines.pricing import Price
 from pipelines.profile import Profile
 from pipelines.request import ImageRequest, TokenCount
 from pipelines.samplers import Prediction
@@ -164,7 +165,7 @@ def entry(name: str = "fake", **changes: Any) -> ModelEntry:
         "t5": True,
         "aliases": (),
         "license": None,
-        "price": 0.0,
+        "price": Price(),
     }
     return ModelEntry(**facts | changes)
 

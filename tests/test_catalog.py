@@ -10,6 +10,7 @@ from pipelines.families import families, family_facts
 from pipelines.levers import ATTENTION, QUALITY_TABLES, Preset, Speed
 from pipelines.levers_toml import _Preset, _Speed
 from pipelines.models_toml import DEMO_CATALOG, _File, _Model, load_catalog
+from pipelines.pricing import Price
 from pipelines.samplers import SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +36,7 @@ def refused(folder: Path, text: str) -> str:
 def test_a_model_has_its_familys_defaults(tmp_path: Path) -> None:
     entry = read(tmp_path, model("")).resolve("m")
     assert (entry.width, entry.height, entry.size_step, entry.steps, entry.guidance_scale) == (1024, 1024, 8, 30, 5.0)
-    assert (entry.sampler, entry.schedule, entry.dtype, entry.price) == ("Euler", "automatic", "auto", 0.0)
+    assert (entry.sampler, entry.schedule, entry.dtype, entry.price) == ("Euler", "automatic", "auto", Price())
     assert (entry.max_pixels, entry.max_side) == (4 * 1024 * 1024, 4096)
     assert entry.native_sizes[0] == "1024x1024"
     assert (entry.t5, entry.left_out) == (True, ())
@@ -55,8 +56,29 @@ def test_what_a_table_says_wins(tmp_path: Path) -> None:
     assert (entry.width, entry.height, entry.native_sizes) == (512, 768, ("512x768",))
     assert (entry.max_pixels, entry.max_side, entry.steps, entry.guidance_scale) == (1000000, 1024, 4, 0)
     assert (entry.sampler, entry.schedule, entry.max_sequence_length, entry.t5) == ("Euler", "beta", 77, False)
-    assert (entry.aliases, entry.license, entry.price) == (("a", "org/b"), "MIT", 0.5)
+    assert (entry.aliases, entry.license, entry.price.told) == (("a", "org/b"), "MIT", 0.5)
     assert entry.left_out == ("text_encoder_3", "tokenizer_3", "vae")
+
+
+PRICES = {
+    "of every picture": ("0.04", 1024, 1024, 30, 0.04, 0.04),
+    "in whole numbers": ("3", 512, 512, 30, 3.0, 3.0),
+    "of one size": (
+        '{"1024x1024" = 0.04, default = 0.02}', 1024, 1024, 30, 0.04, {"1024x1024": 0.04, "default": 0.02}
+    ),
+    "of the other sizes": (
+        '{"1024x768" = 0.04, default = 0.02}', 768, 1024, 30, 0.02, {"1024x768": 0.04, "default": 0.02}
+    ),
+    "of the work": ("{per_megapixel_step = 0.001}", 1000, 1000, 30, 0.03, {"per_megapixel_step": 0.001}),
+    "of the work, rounded": ("{per_megapixel_step = 0.0015}", 64, 64, 9, 0.000055, {"per_megapixel_step": 0.0015}),
+    "half a millionth goes up": ("{per_megapixel_step = 5e-7}", 1000, 1000, 1, 1e-6, {"per_megapixel_step": 5e-7}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "width", "height", "steps", "cost", "told"), PRICES.values(), ids=PRICES)
+def test_a_price(tmp_path: Path, written: str, width: int, height: int, steps: int, cost: float, told: object) -> None:
+    price = read(tmp_path, model(f"price = {written}")).resolve("m").price
+    assert (price.of(width, height, steps), price.told) == (cost, told)
 
 
 def test_levers_and_qualities_are_the_models_own(tmp_path: Path) -> None:
@@ -178,6 +200,33 @@ WRONG = {
     "a negative price": (model("price = -0.1"), "models.m.price: -0.1 is outside"),
     "a price that is no number": (model("price = nan"), "models.m.price: nan is outside"),
     "an infinite price": (model("price = inf"), "models.m.price: inf is outside"),
+    "a price in words": (model('price = "dear"'), "models.m.price: it must be a number, a table by size such as"),
+    "a price that cannot be charged": (model("price = 0.0000001"), "models.m.price: 1e-07 is finer than a millionth"),
+    "prices by size and no other": (
+        model('price = {"1024x1024" = 0.04}'),
+        "models.m.price: it lacks default, the price of every other size",
+    ),
+    "a price for what is no size": (
+        model("price = {default = 0.1, large = 0.2}"),
+        "models.m.price: 'large' is no size; the price is a number, a table by size",
+    ),
+    "a price for a size that is never made": (
+        model('price = {default = 0.1, "1020x1024" = 0.2}'),
+        "models.m.price: 1020x1024 is not a multiple of 8",
+    ),
+    "a negative price of a size": (
+        model('price = {default = 0.1, "512x512" = -1}'),
+        "models.m.price.512x512: -1 is outside 0 to 1000000000",
+    ),
+    "a price of both kinds": (
+        model("price = {per_megapixel_step = 0.001, default = 0.2}"),
+        "models.m.price.default: per_megapixel_step is the whole price; leave default out",
+    ),
+    "an immense price of work": (
+        model("price = {per_megapixel_step = 20000}"),
+        "models.m.price.per_megapixel_step: 20000 is outside 0 to 10000",
+    ),
+    "a price that is true": (model("price = true"), "models.m.price: it must be a number"),
     "an unknown sampler": (
         model('sampler = "Euler b"'),
         "models.m.sampler: unknown sampler 'Euler b'. Did you mean 'Euler a'",

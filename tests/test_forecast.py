@@ -13,6 +13,7 @@ from server.scheduling.fairness import FairClock
 from server.scheduling.forecast import Plan, forecast
 from server.scheduling.meter import Meter
 from server.scheduling.outlook import MAX_RETRY_AFTER, Outlook
+from server.scheduling.policy import Turn
 from server.scheduling.queue import QueueFull, Submission, Ticket
 from tests.fakes import FLAT, entry, request
 
@@ -52,6 +53,14 @@ def test_images_that_ride_together_end_by_their_steps() -> None:
     plans, clock = planned(8, 24)
     first, second = 2 * ENCODE + 8 * STEP + DECODE, 2 * ENCODE + 24 * STEP + 2 * DECODE
     assert ends(plans, clock) == pytest.approx([first, second])
+
+
+def test_an_owner_s_further_jobs_are_forecast_after_those_that_may_be_at_work() -> None:
+    plans, clock = planned(8, 8, 8)
+    for plan, job in zip(plans, "aab", strict=True):
+        plan.turn = Turn("ann", job, 1)
+    first = 2 * ENCODE + 8 * STEP + DECODE
+    assert ends(plans, clock) == pytest.approx([first, first + DECODE, first + ENCODE + 8 * STEP + 2 * DECODE])
 
 
 def test_shapes_that_cannot_share_a_step_end_one_after_the_other() -> None:

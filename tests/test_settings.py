@@ -45,6 +45,9 @@ def test_the_environment_is_read_and_an_override_wins() -> None:
         ("DARKROOM_JWT_JWKS", "file:///etc/passwd", "http:// or https:// address"),
         ("DARKROOM_JWT_OPERATORS", "admins", "claims such as groups=admins"),
         ("DARKROOM_LINK_HOURS", "0", "between 1 and 8760"),
+        ("DARKROOM_REQUESTS_PER_HOUR", "-1", "between 0 and 1000000"),
+        ("DARKROOM_JOBS_AT_ONCE", "two", "must be a whole number, not 'two'"),
+        ("DARKROOM_CREDITS", "yes", "on or off, not 'yes'"),
         ("DARKROOM_MODELS", "/nowhere/models.toml", "names /nowhere/models.toml, and there is no such file"),
     ],
 )

@@ -63,7 +63,9 @@ async def test_models_and_days(tmp_path: Path) -> None:
         assert [(day.images, day.cost) for day in days] == [(20, 10.0), (20, 10.0)]
         assert days[1].date - days[0].date == timedelta(days=1)
         assert (await stats.totals("ann", datetime.now(UTC) - timedelta(hours=12))).images == 20
-        assert await stats.owners(LONG_AGO) == ["ann", "bob"]
+        ann, bob = await stats.owners(LONG_AGO)
+        assert (ann.name, ann.jobs, ann.images, ann.cost, ann.pixel_steps) == ("ann", 40, 40, 20.0, 40 * 64 * 32 * 10)
+        assert (bob.name, bob.jobs, bob.images, bob.device_seconds) == ("bob", 1, 1, 1000.0)
 
 
 @pytest.mark.anyio

@@ -64,9 +64,9 @@ async def test_what_ended_since_a_moment_is_found_in_order(tmp_path: Path) -> No
 async def test_a_key_stands_for_one_job_of_one_owner_and_one_request(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         jobs = JobStore(database)
-        assert await jobs.known("ann", KEY) is None
+        assert await jobs.foresee(new_job(), KEY) is None
         job = await jobs.insert(new_job(), KEY)
-        assert await jobs.insert(new_job(prompt="sent again"), KEY) == job == await jobs.known("ann", KEY)
+        assert await jobs.insert(new_job(prompt="sent again"), KEY) == job == await jobs.foresee(new_job(), KEY)
         with pytest.raises(KeyReused, match=job.id):
             await jobs.insert(new_job(), ClientKey("key", "another digest"))
         assert (await jobs.insert(new_job(owner_id="bob"), KEY)).id != job.id

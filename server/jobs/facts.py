@@ -24,6 +24,7 @@ class JobRow(TypedDict):
     priority: Annotated[int, says("A higher one goes first.")]
     sessionId: Annotated[str | None, says("The client's `session_id`.")]
     cost: Annotated[float, says("What it came to, in the operator's currency; 0 until its end.", minimum=0)]
+    expectedCost: Annotated[float, says("What it costs if all of its pictures are made.", minimum=0)]
     public: Annotated[bool, says("Whether everybody may see its pictures who has their addresses.")]
     createdAt: Moment
     startedAt: Annotated[Moment | None, says("When it was first begun.")]

@@ -69,7 +69,7 @@ class Feed:
             changed: Collection[str] | None = await self._present(owner_id, job_id, since)
             while changed is not None:
                 now = str((datetime.now(UTC) - EPOCH) // timedelta(microseconds=1))
-                jobs = await self._jobs.look(owner_id, list(changed))
+                jobs = await self._look(owner_id, changed)
                 for told in await self._tell(follower, jobs, now):
                     yield told
                     if told.type in ENDS and job_id is not None:
@@ -89,6 +89,13 @@ class Feed:
         page = await self._jobs.lists.page(JobQuery(owner_id=owner_id, statuses=tuple(OPEN), limit=MOST_JOBS))
         ended = await self._jobs.lists.ended_since(owner_id, _moment(since), MOST_JOBS) if since else []
         return [job.id for job in (*ended, *reversed(page.jobs))]
+
+    async def _look(self, owner_id: str | None, job_ids: Collection[str]) -> list[JobRecord]:
+        """How some jobs stand; of those under way this is known without the database."""
+        here = {job_id: run.job for job_id in job_ids if (run := self._jobs.find(job_id))}
+        elsewhere = await self._jobs.lists.some(owner_id, [job_id for job_id in job_ids if job_id not in here])
+        found = [(here | elsewhere).get(job_id) for job_id in job_ids]
+        return [job for job in found if job is not None and owner_id in (None, job.owner_id)]
 
     async def _tell(self, follower: Follower, jobs: Sequence[JobRecord], now: str) -> list[Told]:
         return [Told(follower.event(facts), now, facts) for facts in await self._progress.of(jobs)]

@@ -9,12 +9,13 @@ from uuid import uuid4
 
 from pipelines.catalog import Catalog
 from server.disconnect import ClientGone
-from server.endings import JobEnd, Listener
+from server.endings import JobEnd, Listener, tell
 from server.errors import Cancelled, Interrupted, JobFailed
 from server.jobs.events import Events
 from server.jobs.orders import Order, from_job, to_job
 from server.jobs.results import Result
 from server.jobs.runs import Run, Runner
+from server.limits import NO_LIMITS, Limits
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Stage
 from server.weights import WeightHashes
@@ -23,7 +24,7 @@ from storage.files import MediaFiles
 from storage.images import ImageStore
 from storage.job_lists import JobLists
 from storage.jobs import JobStore
-from storage.records import ClientKey, JobRecord, JobStatus
+from storage.records import ClientKey, JobRecord, JobStatus, Terms
 from storage.switches import Switches
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Jobs:
         weights: WeightHashes,
         events: Events,
         listeners: Sequence[Listener] = (),
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.boot_id = str(uuid4())
         self.images = ImageStore(database)
@@ -54,6 +56,7 @@ class Jobs:
         self._switches = Switches(database)
         self._events = events
         self._listeners = listeners
+        self._limits = limits
         self._scheduler = scheduler
         self._weights = weights
         self._runner = Runner(self.store, self.files, scheduler, weights, self.boot_id, self._changed)
@@ -78,10 +81,6 @@ class Jobs:
         swept = await self.files.sweep(self.images.known_ids)
         log.info("recovered %s, swept %s", recovered, swept)
 
-    async def suspects(self) -> list[JobRecord]:
-        """The jobs that may have ended an earlier run of the server, in the order in which they are due."""
-        return [job for job in await self.store.pending() if job.suspect and job.id not in self._runs]
-
     async def idle(self) -> None:
         """Wait until what is under way now has come to its end."""
         if self._tasks:
@@ -101,7 +100,7 @@ class Jobs:
         """Take an order and return once it is durable; with a key of before, the job of that time as it stands.
 
         Raises:
-            QueueFull, Interrupted, KeyReused: before anything was written.
+            QueueFull, Interrupted, KeyReused, LimitReached, NotEnoughCredit: before anything was written.
         """
         return await asyncio.shield(self._take_apart(order, key))
 
@@ -111,7 +110,7 @@ class Jobs:
         If the caller is cancelled and nobody else waits, so is the job, and its rows are free by the next step.
 
         Raises:
-            QueueFull, Interrupted, KeyReused: before anything was written.
+            QueueFull, Interrupted, KeyReused, LimitReached, NotEnoughCredit: before anything was written.
             EngineLost, Cancelled, JobFailed, PipelineError, StorageError: why there is no picture.
         """
         taking = self._take_apart(order, key)
@@ -139,15 +138,21 @@ class Jobs:
             run.stop(Cancelled(job_id))
         return job
 
-    async def retry(self, owner_id: str | None, job_id: str, catalog: Catalog) -> JobRecord:
-        """Queue a job anew that failed or was cancelled. Raises JobNotFound; IllegalTransition; QueueFull."""
+    async def retry(self, owner_id: str | None, job_id: str, catalog: Catalog, *, limited: bool) -> JobRecord:
+        """Queue a job anew that failed or was cancelled, at the price of before.
+
+        Raises:
+            JobNotFound, IllegalTransition, QueueFull, LimitReached, NotEnoughCredit: and nothing changed.
+        """
         former = await self.store.get(owner_id, job_id)
         if former.finished_at is not None and (ending := self._tasks.get(job_id)):
             await asyncio.wait({ending})  # its last attempt may still be at its files
-        order = from_job(former, catalog)
+        order = replace(from_job(former, catalog), attached=False, limited=limited)
+        if terms := self._terms(order):
+            await self.store.foresee(former, None, terms)
         with self._scheduler.reserve(order.entry, order.requests):
-            job = await self.store.retry(owner_id, job_id)
-        self._begin(Run(replace(order, attached=False), job))
+            job = await self.store.retry(owner_id, job_id, terms)
+        self._begin(Run(order, job))
         return job
 
     async def change(
@@ -174,13 +179,6 @@ class Jobs:
         """Begin no more pictures, or begin them again; those begun go on. It outlasts the server's run."""
         await self._switches.set(PAUSED, paused)
         self._scheduler.pause(paused)
-
-    async def look(self, owner_id: str | None, job_ids: Sequence[str]) -> list[JobRecord]:
-        """How some jobs stand; of those under way this is known without the database."""
-        here = {job_id: run.job for job_id, run in self._runs.items() if job_id in job_ids}
-        elsewhere = await self.lists.some(owner_id, [job_id for job_id in job_ids if job_id not in here])
-        found = [(here | elsewhere).get(job_id) for job_id in job_ids]
-        return [job for job in found if job is not None and owner_id in (None, job.owner_id)]
 
     @property
     def waiting(self) -> list[JobRecord]:
@@ -232,10 +230,12 @@ class Jobs:
     async def _take(self, order: Order, key: ClientKey | None) -> JobRecord:
         if self._refusing:
             raise Interrupted
-        if key is not None and (known := await self.store.known(order.owner_id, key)):
+        new, terms = to_job(order), self._terms(order)
+        # Looked at before room is kept, so that whoever is over its limits takes no room from others.
+        if (key or terms) and (known := await self.store.foresee(new, key, terms)):
             return known
         with self._scheduler.reserve(order.entry, order.requests):
-            job = await self.store.insert(to_job(order), key)
+            job = await self.store.insert(new, key, terms)
         # Nothing is awaited from here to the line, so the room is still there.
         if job.status is JobStatus.PENDING and job.id not in self._runs:
             self._begin(run := Run(order, job))
@@ -244,8 +244,15 @@ class Jobs:
                 self._runner.promise(run)
         return job
 
+    def _terms(self, order: Order) -> Terms | None:
+        """What an order counts against, unless an operator hands it in."""
+        if not order.limited:
+            return None
+        return self._limits.terms(self._scheduler.outlook.retry_after(self._scheduler.line.tickets))
+
     def _begin(self, run: Run) -> asyncio.Task[JobRecord]:
         entry = run.order.entry
+        run.at_once = self._limits.jobs_at_once if run.order.limited else 0
         self._weights.begin(entry, anew=entry.identity not in self._scheduler.models.resident)
         if self._closed is not None:
             run.stop(self._closed)
@@ -288,13 +295,4 @@ class Jobs:
         error = task.exception()  # retrieved: its waiter may have gone, and then nobody else asks
         kept = 0 if error else len(run.order.requests) - len(Result(task.result(), ()).failures)
         weights = self._weights.known(run.order.entry)
-        job = JobEnd(run.order, run.job.id, run.began, run.images, kept, weights, error)
-        for listener in self._listeners:
-            _tell(listener, job)
-
-
-def _tell(listener: Listener, job: JobEnd) -> None:
-    try:
-        listener(job)
-    except Exception:
-        log.exception("who is told of each job failed at job %s", job.id)
+        tell(self._listeners, JobEnd(run.order, run.job.id, run.began, run.images, kept, weights, error))

@@ -44,7 +44,7 @@ def keep(
         byte_count=stored.byte_count,
         sha256=stored.sha256,
         generation_seconds=picture.seconds,
-        cost=order.entry.price,
+        cost=order.costs[index],
         created_at=created_at,
         **settled,
     )

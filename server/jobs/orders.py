@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.catalog import Catalog, ModelEntry
 from pipelines.request import ImageRequest, Wishes, settle
 from storage.media import ImageFormat
+from storage.money import total
 from storage.records import JobRecord, NewJob
 
 
@@ -34,6 +35,18 @@ class Order:
     """Whether its client waits for the answer, or comes back for it."""
     notes: dict[str, Any] = field(default_factory=dict)
     traceparent: str | None = None
+    limited: bool = False
+    """Whether its owner's limits hold for it, and its credit pays for it: not for what an operator hands in."""
+    agreed: tuple[float, ...] | None = None
+    """What its images cost by the price of the time when it was first handed in; None for the present price."""
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """What each of its images costs, in the operator's currency."""
+        if self.agreed is not None:
+            return self.agreed
+        price = self.entry.price
+        return tuple(price.of(request.width, request.height, request.steps) for request in self.requests)
 
 
 def to_job(order: Order) -> NewJob:
@@ -48,6 +61,8 @@ def to_job(order: Order) -> NewJob:
             "format": order.format,
             "compression": order.compression,
             "notes": order.notes,
+            "limited": order.limited,
+            "costs": order.costs,
         },
         prompt=first.prompt,
         negative_prompt=first.negative_prompt or "",
@@ -58,6 +73,8 @@ def to_job(order: Order) -> NewJob:
         key_id=order.key_id,
         public=order.public,
         attached=order.attached,
+        pixel_steps=sum(request.width * request.height * request.steps for request in order.requests),
+        expected_cost=total(order.costs),
     )
 
 
@@ -83,6 +100,8 @@ def from_job(job: JobRecord, catalog: Catalog) -> Order:
         public=job.public,
         attached=job.attached,
         notes=job.request["notes"],
+        limited=job.request.get("limited", False),  # jobs of an earlier version have neither
+        agreed=tuple(job.request["costs"]) if "costs" in job.request else None,
     )
 
 

@@ -150,6 +150,7 @@ def _row(job: JobRecord) -> JobRow:
         "imageCount": job.image_count,
         "priority": job.priority,
         "sessionId": job.session_id,
+        "expectedCost": job.expected_cost,
         "cost": job.cost,
         "public": job.public,
         "createdAt": iso(job.created_at),

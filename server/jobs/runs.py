@@ -17,6 +17,7 @@ from server.errors import Cancelled, EngineLost, Interrupted, explain, public
 from server.jobs.keeping import Kept, discard, keep
 from server.jobs.orders import Order
 from server.scheduling.loop import Scheduler
+from server.scheduling.policy import Turn
 from server.scheduling.queue import Stage, Submission, Ticket
 from server.weights import WeightHashes
 from storage.errors import DatabaseBusy, DiskFull, IllegalTransition
@@ -44,6 +45,7 @@ class Run:
         promised: seconds that its pictures were expected to take when they were put in line.
         began: when it was accepted, by the monotonic clock.
         images: what came of each image so far.
+        at_once: how many of its owner's jobs may be at work together with it, itself included; 0 for any number.
     """
 
     order: Order
@@ -56,6 +58,7 @@ class Run:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: Exception | None = None
+    at_once: int = 0
 
     def stop(self, reason: Exception) -> None:
         """Make no more pictures; their rows are free by the next step. The first reason stays."""
@@ -79,6 +82,7 @@ class Run:
             deadline=self.order.deadline,
             user=self.order.user or "",
             ahead=self.job.moved_at is not None,
+            turn=Turn(self.order.owner_id, self.job.id, self.at_once) if self.at_once else None,
         )
 
 

@@ -30,6 +30,7 @@ TAGS = {
         " or, with `previews`, `preview`. The present state comes first."
     ),
     "images": "The history of finished pictures.",
+    "credits": "Balances that jobs are paid for from, and every change of them.",
     "people": "Who asks, and the keys by which the server knows people.",
     "media": "The pictures themselves. A file never changes under its name.",
     "server": "What the server is doing, and what it can do.",
@@ -41,6 +42,9 @@ HEADERS = {
     "x-request-id": "The request's name in the server's log.",
     "Location": "Where to look for the job.",
     "Retry-After": "In how many seconds to come back, at most 120.",
+    "x-ratelimit-limit-requests": "How many requests the caller has in an hour; absent without such a limit.",
+    "x-ratelimit-remaining-requests": "How many of them are left.",
+    "x-ratelimit-reset-requests": "In what time all of them are there again, such as `6m0s`.",
     "x-should-retry": "`false` where sending the same again cannot help; OpenAI's clients heed it.",
     "Idempotency-Key": (
         "The client's name for this request, 1 to 255 characters: sent again with the same body within 24 hours, it is"

@@ -12,18 +12,18 @@ from pipelines.request import check_range
 from server.body import read_json
 from server.generation_body import EXAMPLE, MAX_PRIORITY, GenerationBody
 from server.identity.caller import Caller
-from server.intake import REFUSED, read_order
+from server.intake import REFUSED, Intake, read_order
 from server.jobs.facts import JobFacts
-from server.jobs.orders import Order
+from server.limits import ALLOWANCE
 from server.scheduling.queue import QueueFull
 from server.schemas import Moment, Pagination, Success, documents, says, success
 from server.state import Services
-from storage.errors import IllegalTransition, JobEnded, NotFound
-from storage.records import ClientKey, JobQuery, JobRecord, JobStatus
+from storage.errors import IllegalTransition, JobEnded, LimitReached, NotEnoughCredit, NotFound
+from storage.records import JobQuery, JobRecord, JobStatus
 
-RETRY = (IllegalTransition, UnknownModel, QueueFull)
+RETRY = (IllegalTransition, UnknownModel, QueueFull, LimitReached, NotEnoughCredit)
 FRONT: Final = "front"
-QUEUED = {202: ("Location",)}
+QUEUED = {202: ("Location", *ALLOWANCE)}
 STATUSES = ", ".join(JobStatus)
 ONE_OF_STATUSES = {"type": "array", "items": {"enum": list(JobStatus)}}
 
@@ -70,7 +70,7 @@ class Jobs(Controller):
     ) -> Response[Success[Queued]]:
         """Queue a job and return at once."""
         asked = await read_order(request, services, caller)
-        return await queued(services, asked.order, asked.key)
+        return await queued(services, caller, asked)
 
     @get("/jobs", opt=documents(raises=(NotFound,)))
     async def jobs(
@@ -115,7 +115,9 @@ class Jobs(Controller):
         self, services: NamedDependency[Services], caller: NamedDependency[Caller], job_id: FromPath[str]
     ) -> Response[Success[Queued]]:
         """Queue a job anew that failed or was cancelled."""
-        return await accepted(services, await services.jobs.retry(caller.owner_id, job_id, services.catalog))
+        limited = not caller.is_operator
+        job = await services.jobs.retry(caller.owner_id, job_id, services.catalog, limited=limited)
+        return await accepted(services, caller, job)
 
     @patch("/jobs/{job_id:str}", opt=documents(body=JobPlace, example={"position": "front"}, raises=(JobEnded,)))
     async def change(
@@ -131,12 +133,13 @@ class Jobs(Controller):
         return success(await services.progress.one(job))
 
 
-async def queued(services: Services, order: Order, key: ClientKey | None) -> Response[Success[Queued]]:
+async def queued(services: Services, caller: Caller, asked: Intake) -> Response[Success[Queued]]:
     """Queue a job whose client comes back for it."""
-    return await accepted(services, await services.jobs.submit(replace(order, attached=False), key))
+    job = await services.jobs.submit(replace(asked.order, attached=False), asked.key)
+    return await accepted(services, caller, job)
 
 
-async def accepted(services: Services, job: JobRecord) -> Response[Success[Queued]]:
+async def accepted(services: Services, caller: Caller, job: JobRecord) -> Response[Success[Queued]]:
     """The answer to a job that was queued: where to look for it."""
     facts = await services.progress.one(job)
     place = f"/api/v1/jobs/{job.id}"
@@ -149,7 +152,8 @@ async def accepted(services: Services, job: JobRecord) -> Response[Success[Queue
         "status_url": place,
         "events_url": f"{place}/events",
     }
-    return Response(success(data), status_code=202, headers={"Location": place})
+    headers = {"Location": place} | await services.allowances.headers(caller)
+    return Response(success(data), status_code=202, headers=headers)
 
 
 def _status(word: str) -> JobStatus:

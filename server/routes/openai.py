@@ -66,11 +66,13 @@ class OpenAI(Controller):
         asked = await read_order(request, services, caller)
         body, order = asked.body, asked.order
         if body.respond_async or "respond-async" in request.headers.get("prefer", ""):
-            return await queued(services, order, asked.key)
+            return await queued(services, caller, asked)
         base = None if wants_base64(body) else services.settings.public_url or str(request.base_url)
         result = await while_connected(request, services.jobs.run(order, asked.key))
         items = [await _item(services, image, base) for image in result.images]
-        return Response(_response(order, result, items, image_facts(result.images[0], services.links)))
+        facts = image_facts(result.images[0], services.links)
+        headers = await services.allowances.headers(caller)
+        return Response(_response(order, result, items, facts), headers=headers)
 
     @get("/models", sync_to_thread=False)
     def models(self, services: NamedDependency[Services]) -> ModelList:
@@ -95,7 +97,7 @@ def _model(entry: ModelEntry, model_hash: str | None) -> ModelCard:
         "model_hash": model_hash,
         "aliases": entry.aliases,
         "license": entry.license,
-        "price": entry.price,
+        "price": entry.price.told,
         "defaults": {
             "width": entry.width,
             "height": entry.height,

@@ -107,7 +107,8 @@ class QueueVerbs(Controller):
         if wanted == JobStatus.CANCELLED:
             job = await services.jobs.cancel(caller.reach, job_id)
         elif wanted == JobStatus.PENDING:
-            job = await services.jobs.retry(caller.reach, job_id, services.catalog)
+            limited = not caller.is_operator
+            job = await services.jobs.retry(caller.reach, job_id, services.catalog, limited=limited)
         else:
             raise InvalidRequest("status", "status must be cancelled or pending; the others come by themselves.")
         return success(services.progress.in_queue([job])[0])

@@ -7,14 +7,19 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery, QueryParameter
 
+from server.errors import Forbidden
 from server.identity.caller import Caller
+from server.identity.guard import OPERATOR
 from server.identity.links import Links
+from server.limits import OwnerLimits
 from server.playground import iso
+from server.routes.credits import owner_asked_for
 from server.schemas import Moment, Pagination, Success, documents, says, success
 from server.state import Services
 from storage.errors import NotFound
+from storage.money import to_amount
 from storage.records import ImageRecord, JobQuery, JobRecord, JobStatus
-from storage.stats import Seconds, Totals
+from storage.stats import Seconds, Share, Totals
 
 Days = Annotated[int, QueryParameter(ge=1, le=3650)]
 
@@ -78,16 +83,42 @@ class ModelsStats(TypedDict):
     models: list[ModelFigures]
 
 
-class Usage(TypedDict):
-    """What the caller used of the server."""
+class Used(TypedDict):
+    """What was used of the server."""
 
-    owner: Annotated[str, says("Who that is.")]
-    days: Annotated[int, says("Of how many days.")]
     jobs: Annotated[int, says("How many there were.", minimum=0)]
     images: Annotated[int, says("How many pictures were made.", minimum=0)]
     pictureSeconds: Annotated[float, says("Seconds from first work to last, of all pictures.", minimum=0)]
     megapixelSteps: Annotated[float, says("Megapixels times steps, of all pictures.", minimum=0)]
     cost: Annotated[float, says("In the operator's currency.", minimum=0)]
+
+
+class UsedByKey(Used):
+    """What was used with one key."""
+
+    keyId: Annotated[str | None, says("The key's `id`; null where no key was sent.")]
+
+
+class UsedByOwner(Used):
+    """What one owner used."""
+
+    owner: str
+
+
+class Usage(UsedByOwner):
+    """What an owner used of the server, and what is left to it."""
+
+    days: Annotated[int, says("Of how many days.")]
+    keys: Annotated[list[UsedByKey], says("The same by key.")]
+    balance: Annotated[float, says("Its credit.")]
+    limits: Annotated[OwnerLimits | None, says("Its limits; null for an operator, who has none.")]
+
+
+class UsageOfAll(TypedDict):
+    """What each owner used of the server."""
+
+    days: Annotated[int, says("Of how many days.")]
+    owners: list[UsedByOwner]
 
 
 class PromptFacts(TypedDict):
@@ -147,22 +178,38 @@ class Stats(Controller):
         ]
         return success(ModelsStats(days=days, models=models))
 
-    @get("/usage")
+    @get("/usage", opt=documents(raises=(Forbidden,)))
     async def usage(
-        self, services: NamedDependency[Services], caller: NamedDependency[Caller], days: Days = 30
+        self,
+        services: NamedDependency[Services],
+        caller: NamedDependency[Caller],
+        days: Days = 30,
+        owner: FromQuery[str | None] = None,
     ) -> Success[Usage]:
-        """What the caller used of the server."""
-        totals = await services.stats.totals(caller.owner_id, _since(days))
+        """What the caller used of the server, by key too, and what is left to it; for operators, anybody."""
+        since = _since(days)
+        owner_id = owner_asked_for(caller, owner)
+        totals, keys = await services.stats.totals(owner_id, since), await services.stats.keys(owner_id, since)
+        unlimited = caller.is_operator and owner_id == caller.owner_id
         data: Usage = {
-            "owner": caller.owner_id,
+            "owner": owner_id,
             "days": days,
             "jobs": sum(totals.jobs.values()),
             "images": totals.images,
             "pictureSeconds": round(totals.device_seconds, 3),
             "megapixelSteps": round(totals.pixel_steps / 1e6, 3),
             "cost": totals.cost,
+            "keys": [{"keyId": share.name, **_used(share)} for share in keys],
+            "balance": to_amount(await services.credits.balance(owner_id)),
+            "limits": None if unlimited else await services.allowances.told(owner_id),
         }
         return success(data)
+
+    @get("/usage/owners", opt=OPERATOR)
+    async def owners(self, services: NamedDependency[Services], days: Days = 30) -> Success[UsageOfAll]:
+        """What each owner used of the server."""
+        found = await services.stats.owners(_since(days))
+        return success(UsageOfAll(days=days, owners=[{"owner": str(share.name), **_used(share)} for share in found]))
 
     @get("/prompts", opt=documents(raises=(NotFound,)))
     async def prompts(
@@ -194,6 +241,16 @@ def _totals(totals: Totals) -> Figures:
         "images": totals.images,
         "cost": totals.cost,
         "generationSeconds": _seconds(totals.seconds),
+    }
+
+
+def _used(share: Share) -> Used:
+    return {
+        "jobs": share.jobs,
+        "images": share.images,
+        "pictureSeconds": round(share.device_seconds, 3),
+        "megapixelSteps": round(share.pixel_steps / 1e6, 3),
+        "cost": share.cost,
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pipelines.request import BatchKey
 from server.scheduling.cost import CostModel
 from server.scheduling.fairness import FairClock, Tenant
-from server.scheduling.policy import Caps, presses, ride
+from server.scheduling.policy import Caps, Turn, in_turn, presses, ride
 
 STRIDE = 8
 """Steps that one look at the queue decides: between them only ages change, and those change little."""
@@ -35,6 +35,7 @@ class Plan:
     begun: bool = False
     slack: float | None = None
     ahead: bool = False
+    turn: Turn | None = None
     done: float | None = None
 
     @property
@@ -69,7 +70,7 @@ def forecast(
     now, looks = 0.0, 0
     while left and looks < most_looks and not asked <= ends.keys():
         looks += len(left)
-        batch = ride([plan for plan in left if plan.evaluations_left], cost, caps, len(left))
+        batch = ride([plan for plan in in_turn(left) if plan.evaluations_left], cost, caps, len(left))
         began = now
         now += _advance(batch, left, cost)
         for plan in [plan for plan in left if plan.evaluations_left <= 0]:

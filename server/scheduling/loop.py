@@ -170,7 +170,7 @@ class Scheduler:
         """Unload what is no longer wanted, or load the model of the foremost image that lacks one."""
         if await self.models.unload_one(self.line.needed):
             return True
-        if (entry := self.models.next(self.line.at(Stage.WAITING), self.line.busy)) is None:
+        if (entry := self.models.next(self.line.in_turn, self.line.busy)) is None:
             return False
         try:
             await self.models.bring(entry, lambda: self.line.busy)
@@ -185,7 +185,7 @@ class Scheduler:
 
     async def _begin_some(self) -> bool:
         """Encode prompts and draw the noise of the images next in line."""
-        if self.paused or not (waiting := self.line.at(Stage.WAITING)):
+        if self.paused or not (waiting := self.line.in_turn):
             return False
         ready = [ticket for ticket in waiting if ticket.key.model in self.models.resident]
         ready = policy.not_held(ready, waiting, partial(self.models.crowding, busy=self.line.busy))

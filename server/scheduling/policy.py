@@ -16,6 +16,7 @@ holds this against other orders.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from pipelines.request import BatchKey
@@ -60,11 +61,21 @@ LOOK_SECONDS = 0.25
 """How often the line is looked at for images that only time brings to the front, as a deadline or somebody's share."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Which job of which owner an image belongs to, where no more than `most` of the owner's jobs may be at work."""
+
+    owner: str
+    job: str
+    most: int
+
+
 class Candidate(Protocol):
     """An image as the policy sees it.
 
     `shares` is how often equal sharing would have finished it by now; `pressing` says that somebody put it
-    ahead of its class, or that it meets its deadline only if it goes on now.
+    ahead of its class, or that it meets its deadline only if it goes on now. `turn` is None where its owner has no
+    bound on its jobs at work.
     """
 
     @property
@@ -81,6 +92,10 @@ class Candidate(Protocol):
     def shares(self) -> float: ...
     @property
     def pressing(self) -> bool: ...
+    @property
+    def begun(self) -> bool: ...
+    @property
+    def turn(self) -> Turn | None: ...
 
 
 class Costs(Protocol):
@@ -122,6 +137,24 @@ def ride(images: Sequence[C], costs: Costs, caps: Caps, crowd: int) -> list[C]:
         if value > highest:
             best, highest = batch, value
     return best
+
+
+def in_turn(images: Sequence[C]) -> list[C]:
+    """The images that may be at work as far as their owners' bounds go.
+
+    Of an owner whose jobs at work are bounded these are the images of so many jobs: those with an image begun, then the
+    foremost and the eldest.
+    """
+    bounded = [image for image in images if image.turn is not None]
+    if not bounded:
+        return list(images)
+    jobs: dict[str, set[str]] = {}
+    for image in sorted(bounded, key=lambda image: (image.begun, _rank(image), -image.order), reverse=True):
+        assert (turn := image.turn) is not None
+        theirs = jobs.setdefault(turn.owner, set())
+        if len(theirs) < turn.most:
+            theirs.add(turn.job)
+    return [image for image in images if (turn := image.turn) is None or turn.job in jobs[turn.owner]]
 
 
 def admit(waiting: Sequence[C], begun: Sequence[C], costs: Costs, caps: Caps, most_rows: int) -> list[C]:

@@ -15,7 +15,7 @@ from pipelines.request import BatchKey, ImageRequest, TokenCount
 from pipelines.samplers import method_of
 from server.scheduling.fairness import FairClock, Tenant
 from server.scheduling.forecast import Plan
-from server.scheduling.policy import presses
+from server.scheduling.policy import Turn, in_turn, presses
 
 
 def evaluations_of(entry: ModelEntry, request: ImageRequest) -> int:
@@ -64,6 +64,7 @@ class Submission:
         user: whom the owner asks for, who is to have a fair share of the owner's part.
         deadline: seconds from now by which the picture is wanted, if that can be kept without harm to higher classes.
         ahead: it goes before the others of its priority.
+        turn: the job it belongs to, where its owner's jobs at work are bounded.
     """
 
     priority: int = 0
@@ -71,6 +72,7 @@ class Submission:
     deadline: float | None = None
     user: str = ""
     ahead: bool = False
+    turn: Turn | None = None
 
     @property
     def tenant(self) -> Tenant:
@@ -146,6 +148,14 @@ class Ticket:
         return self.wanted.tenant
 
     @property
+    def turn(self) -> Turn | None:
+        return self.wanted.turn
+
+    @property
+    def begun(self) -> bool:
+        return self.stage is not Stage.WAITING
+
+    @property
     def live(self) -> bool:
         """Whether somebody still waits for it."""
         return not self.future.done()
@@ -186,7 +196,8 @@ class Ticket:
             entered=self.entered,
             solo=self.solo,
             clock=self.clock,
-            begun=self.stage is not Stage.WAITING,
+            begun=self.begun,
+            turn=self.turn,
             slack=self.slack,
             ahead=self.wanted.ahead,
         )
@@ -231,6 +242,11 @@ class Line:
         """Those that stand at one of these stages."""
         return [ticket for ticket in self.tickets if ticket.stage in stages]
 
+    @property
+    def in_turn(self) -> list[Ticket]:
+        """Those that are not begun and may be, as far as their owners' bounds on jobs at work go."""
+        return [ticket for ticket in in_turn(self.tickets) if not ticket.begun]
+
     def waiting_for(self, entry: ModelEntry) -> list[Ticket]:
         """Those of a model that are not begun."""
         return [ticket for ticket in self.at(Stage.WAITING) if ticket.key.model == entry.identity]
@@ -243,4 +259,4 @@ class Line:
     @property
     def busy(self) -> set[str]:
         """The models with images in flight, by identity."""
-        return {ticket.key.model for ticket in self.tickets if ticket.stage is not Stage.WAITING}
+        return {ticket.key.model for ticket in self.tickets if ticket.begun}
