@@ -9,7 +9,7 @@ from litestar.exceptions import InternalServerException
 
 from pipelines.errors import InvalidRequest
 from server.disconnect import ClientGone
-from server.errors import BodyTooLarge, BodyTooSlow, WrongMediaType
+from server.errors import BodyTooLarge, RequestTooSlow, WrongMediaType
 
 MAX_JSON_BYTES = 1024 * 1024
 MAX_BODY_SECONDS = 30.0
@@ -25,7 +25,7 @@ async def read_json(
     `application/json`.
 
     Raises:
-        WrongMediaType, BodyTooLarge, BodyTooSlow, InvalidRequest, ClientGone.
+        WrongMediaType, BodyTooLarge, RequestTooSlow, InvalidRequest, ClientGone.
     """
     declared = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if declared != "application/json":
@@ -34,7 +34,7 @@ async def read_json(
         async with asyncio.timeout(patience):
             body = await _read(request, limit)
     except TimeoutError as error:
-        raise BodyTooSlow(f"The body did not arrive within {patience:g} seconds.") from error
+        raise RequestTooSlow(f"The body did not arrive within {patience:g} seconds.") from error
     if not body:
         raise InvalidRequest("body", 'The body is empty; send a JSON object such as {"prompt": "a boat"}.')
     try:

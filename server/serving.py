@@ -18,6 +18,7 @@ import uvicorn
 from litestar import Litestar
 
 from pipelines.models_toml import load_catalog
+from server.connections import http_config
 from server.settings import Settings, SettingsError, unknown_variables, url_of
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,6 @@ EXIT_ENGINE_LOST = 70
 
 LAST_RESORT_SECONDS = 30
 """How long a server that lost its device may take to end in order; then it ends at once."""
-
-FAREWELL_SECONDS = 2
-"""How long a stop waits for clients to hear the end; without a bound a slow one would keep the process for ever."""
 
 
 def serve_forever(settings: Settings) -> int:
@@ -60,14 +58,7 @@ def serve_forever(settings: Settings) -> int:
     url = url_of(*listener.getsockname()[:2])
     budgets = device.budgets(settings.vram_budget, settings.ram_budget)
     app = create_app(settings, catalog, lambda: Engine(device, budgets, settings.data))
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        log_config=None,
-        access_log=settings.log_level == "debug",
-        server_header=False,
-        timeout_graceful_shutdown=FAREWELL_SECONDS,
-    )
+    config = http_config(app, settings.max_connections, lifespan="off", access_log=settings.log_level == "debug")
     server = HttpServer(
         config,
         drain=lambda: drain(app.state.services, settings.grace),

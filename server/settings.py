@@ -36,6 +36,7 @@ class Settings:
         max_rows: the most rows in one forward pass (an image with guidance takes two).
         queue_limit: the most images that may wait or run; more is answered 503 with Retry-After.
         queue_seconds: the most work that may wait or run, in seconds of the device; the same answer.
+        max_connections: the most connections at a time; whoever comes beyond them is answered 503.
         grace: seconds that a stop gives to pictures which are begun.
         public_url: what absolute URLs start with, when the server stands behind a proxy.
         log_level: debug, info, warning or error.
@@ -52,6 +53,7 @@ class Settings:
     max_rows: int = 16
     queue_limit: int = 1000
     queue_seconds: int = 300
+    max_connections: int = 512
     grace: int = 30
     public_url: str = ""
     log_level: str = "info"
@@ -94,6 +96,7 @@ class Settings:
             "max_rows": (2, 256),
             "queue_limit": (1, 100_000),
             "queue_seconds": (1, 86_400),
+            "max_connections": (1, 100_000),
             "grace": (0, 3600),
         }
         for name, (low, high) in ranges.items():
