@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from litestar.response import Redirect
 from litestar.static_files import create_static_files_router
 from litestar.types import Message, Scope
 
+from pipelines.budgets import size_bytes
 from pipelines.catalog import Catalog
 from pipelines.errors import DeviceLost, InvalidRequest, PipelineError
 from pipelines.hashing import CACHE_NAME
@@ -35,6 +37,7 @@ from server.jobs.resuming import resume
 from server.metrics import Metrics, Snapshot
 from server.openapi import openapi_config
 from server.overview import Overview
+from server.room import heed
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
 from server.scheduling.verbs import EngineVerbs
@@ -44,6 +47,7 @@ from server.tracing import tracing
 from server.watchdog import watch
 from server.weights import WeightHashes
 from storage.database import Database
+from storage.room import Room
 from storage.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -111,7 +115,8 @@ async def _services(
         metrics.registry.register(Snapshot(scheduler, settings.data))
         weights = WeightHashes(settings.data / CACHE_NAME)
         events = Events()
-        jobs = Jobs(database, settings.data, scheduler, weights, events, [metrics.job_ended, traced])
+        room = Room(settings.data, size_bytes(settings.min_free, shutil.disk_usage(settings.data).total))
+        jobs = Jobs(database, room, scheduler, weights, events, [metrics.job_ended, traced])
         await jobs.recover(catalog)
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
@@ -131,7 +136,7 @@ async def _services(
         )
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))
-        helping = [watch(gpu), resume(jobs, services.catalogue), _follow(services)]
+        helping = [watch(gpu), heed(room, scheduler), resume(jobs, services.catalogue), _follow(services)]
         tasks = [*(asyncio.create_task(help) for help in helping), computing]
         for task in tasks:
             task.add_done_callback(_told)

@@ -1,6 +1,7 @@
 """What came of a job, as those hear it who count jobs (`server/metrics.py`) or trace them (`server/tracing.py`)."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -9,6 +10,8 @@ from server.disconnect import ClientGone
 from server.errors import explain, public
 from server.jobs.orders import Order
 from server.scheduling.queue import Ticket
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,15 @@ class JobEnd:
 
 
 Listener = Callable[[JobEnd], None]
+
+
+def tell(listeners: Sequence[Listener], job: JobEnd) -> None:
+    """Tell all of them of a job's end; one that fails keeps it from nobody."""
+    for listener in listeners:
+        try:
+            listener(job)
+        except Exception:
+            log.exception("who is told of each job failed at job %s", job.id)
 
 
 def error_code(error: BaseException, order: Order) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipelines.budgets import RULE, budget_bytes
+from pipelines.budgets import RULE, budget_bytes, size_bytes
 from pipelines.wording import nearest
 
 _PREFIX = "DARKROOM_"
@@ -34,6 +34,7 @@ class Settings:
         ram_budget: the most host memory for the weights of models that left the device, written likewise.
         idle_unload: minutes after which an unused model is unloaded; 0 for never.
         max_rows: the most rows in one forward pass (an image with guidance takes two).
+        min_free: room on the data folder's disk below which no new work is taken: "500MB", "5%", or "0" for none.
         queue_limit: the most images that may wait or run; more is answered 503 with Retry-After.
         queue_seconds: the most work that may wait or run, in seconds of the device; the same answer.
         max_connections: the most connections at a time; whoever comes beyond them is answered 503.
@@ -51,6 +52,7 @@ class Settings:
     ram_budget: str = "auto"
     idle_unload: int = 0
     max_rows: int = 16
+    min_free: str = "500MB"
     queue_limit: int = 1000
     queue_seconds: int = 300
     max_connections: int = 512
@@ -107,6 +109,10 @@ class Settings:
                 budget_bytes(getattr(self, name), whole=0, auto=0)
             except ValueError:
                 yield name, RULE
+        try:
+            size_bytes(self.min_free, whole=0)
+        except ValueError:
+            yield "min_free", 'like "500MB", "2GB" or "5%", or 0'
         if not _DEVICE.fullmatch(self.device):
             yield "device", "auto, cuda, cuda:N, mps or cpu"
         if self.log_level not in _LEVELS:

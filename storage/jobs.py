@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import and_, true, update
+from sqlalchemy import Integer, and_, cast, true, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -106,9 +106,17 @@ class JobStore:
         async with self._database.write() as session:
             return record_of(await _move(session, job_id, JobStatus.FAILED, changes))
 
-    async def postpone(self, job_id: str, due_at: datetime, code: str, message: str) -> JobRecord:
-        """Let a job that failed for a passing reason wait for its next attempt. The one it spent stays spent."""
+    async def postpone(
+        self, job_id: str, due_at: datetime, code: str, message: str, *, spent: bool = True
+    ) -> JobRecord:
+        """Let a job that failed for a passing reason wait for its next attempt.
+
+        The one it spent is given back where it was no fault of the job's.
+        """
         changes = {"due_at": due_at, "error_code": code, "error_message": message, "boot_id": None, "started_at": None}
+        if not spent:
+            under_way = cast(col(Job.status) == JobStatus.PROCESSING, Integer)
+            changes["attempts"] = col(Job.attempts) - under_way
         async with self._database.write() as session:
             return record_of(await _move(session, job_id, JobStatus.PENDING, changes))
 

@@ -4,12 +4,11 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from uuid import uuid4
 
 from pipelines.catalog import Catalog
 from server.disconnect import ClientGone
-from server.endings import JobEnd, Listener
+from server.endings import JobEnd, Listener, tell
 from server.errors import Cancelled, Interrupted, JobFailed
 from server.jobs.events import Events
 from server.jobs.orders import Order, from_job, to_job
@@ -24,6 +23,7 @@ from storage.images import ImageStore
 from storage.job_lists import JobLists
 from storage.jobs import JobStore
 from storage.records import ClientKey, JobRecord, JobStatus
+from storage.room import Room
 from storage.switches import Switches
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Jobs:
     def __init__(
         self,
         database: Database,
-        folder: Path,
+        room: Room,
         scheduler: Scheduler,
         weights: WeightHashes,
         events: Events,
@@ -48,7 +48,8 @@ class Jobs:
     ) -> None:
         self.boot_id = str(uuid4())
         self.images = ImageStore(database)
-        self.files = MediaFiles(folder)
+        self.room = room
+        self.files = MediaFiles(room.folder)
         self.store = JobStore(database)
         self.lists = JobLists(database)
         self._switches = Switches(database)
@@ -101,7 +102,7 @@ class Jobs:
         """Take an order and return once it is durable; with a key of before, the job of that time as it stands.
 
         Raises:
-            QueueFull, Interrupted, KeyReused: before anything was written.
+            QueueFull, DiskNearlyFull, Interrupted, KeyReused: before anything was written.
         """
         return await asyncio.shield(self._take_apart(order, key))
 
@@ -111,7 +112,7 @@ class Jobs:
         If the caller is cancelled and nobody else waits, so is the job, and its rows are free by the next step.
 
         Raises:
-            QueueFull, Interrupted, KeyReused: before anything was written.
+            QueueFull, DiskNearlyFull, Interrupted, KeyReused: before anything was written.
             EngineLost, Cancelled, JobFailed, PipelineError, StorageError: why there is no picture.
         """
         taking = self._take_apart(order, key)
@@ -140,10 +141,14 @@ class Jobs:
         return job
 
     async def retry(self, owner_id: str | None, job_id: str, catalog: Catalog) -> JobRecord:
-        """Queue a job anew that failed or was cancelled. Raises JobNotFound; IllegalTransition; QueueFull."""
+        """Queue a job anew that failed or was cancelled.
+
+        Raises JobNotFound; IllegalTransition; QueueFull; DiskNearlyFull.
+        """
         if ending := self._tasks.get(job_id):
             await asyncio.wait({ending})  # its last attempt may still be at its files
         order = from_job(await self.store.get(owner_id, job_id), catalog)
+        self.room.demand()
         with self._scheduler.reserve(order.entry, order.requests):
             job = await self.store.retry(owner_id, job_id)
         self._begin(Run(replace(order, attached=False), job))
@@ -233,6 +238,7 @@ class Jobs:
             raise Interrupted
         if key is not None and (known := await self.store.known(order.owner_id, key)):
             return known
+        self.room.demand()
         with self._scheduler.reserve(order.entry, order.requests):
             job = await self.store.insert(to_job(order), key)
         # Nothing is awaited from here to the line, so the room is still there.
@@ -288,12 +294,4 @@ class Jobs:
         kept = 0 if error else len(run.order.requests) - len(Result(task.result(), ()).failures)
         weights = self._weights.known(run.order.entry)
         job = JobEnd(run.order, run.job.id, run.began, run.images, kept, weights, error)
-        for listener in self._listeners:
-            _tell(listener, job)
-
-
-def _tell(listener: Listener, job: JobEnd) -> None:
-    try:
-        listener(job)
-    except Exception:
-        log.exception("who is told of each job failed at job %s", job.id)
+        tell(self._listeners, job)

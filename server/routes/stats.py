@@ -102,11 +102,14 @@ def _totals(totals: Totals) -> dict[str, Any]:
 
 def _seconds(seconds: Seconds) -> dict[str, float | None]:
     told = {"mean": seconds.mean} | {f"p{percent}": value for percent, value in seconds.percentiles.items()}
-    return {name: None if value is None else round(value, 3) for name, value in told.items()}
+    return {name: _rounded(value) for name, value in told.items()}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _prompt(job: JobRecord, images: list[ImageRecord]) -> dict[str, Any]:
-    ended, began = job.finished_at, job.started_at
     return {
         "id": job.id,
         "prompt": job.prompt,
@@ -114,7 +117,7 @@ def _prompt(job: JobRecord, images: list[ImageRecord]) -> dict[str, Any]:
         "model": job.model,
         "status": job.status,
         "cost": job.cost,
-        "seconds": round((ended - began).total_seconds(), 3) if ended and began else None,
+        "seconds": _rounded((job.outcome or {}).get("seconds")),
         "imageUrls": [image.media_name.url_path for image in images],
         "thumbnailUrls": [image.thumbnail_name.url_path for image in images],
         "createdAt": iso(job.created_at),

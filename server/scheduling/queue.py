@@ -201,6 +201,10 @@ class Ticket:
             self.future.set_exception(error)
 
 
+ASKED = "the queue is paused"
+"""Why nothing is begun, when an operator asked for that."""
+
+
 class Line:
     """The images that wait or run, in the order in which they came."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from storage.job_lists import JobLists
 from storage.records import JobQuery, JobStatus
-from tests.dying_server import POINTS, serve_and_die
+from tests.faults.dying_server import POINTS, serve_and_die
 from tests.storage_fakes import check_invariants, child, opened
 
 pytestmark = pytest.mark.anyio
