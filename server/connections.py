@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 2
 """How long a stop waits for clients to hear the end; without a bound a slow one would keep the process for ever."""
 
+KEEP_ALIVE_SECONDS = 5
+"""How long a connection may stand idle between two requests."""
+
 MAX_HEAD_BYTES = 16 * 1024
 """Of a request's line and headers, as long as they are not complete."""
 
@@ -69,6 +72,7 @@ def http_config(app: Litestar, most: int, patience: Patience = ORDINARY, **optio
         server_header=False,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws_max_size=MAX_MESSAGE_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=FAREWELL_SECONDS,
         **options,
     )

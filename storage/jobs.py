@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Integer, and_, cast, true, update
+from sqlalchemy import Integer, and_, cast, not_, or_, true, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -187,12 +187,16 @@ class JobStore:
         async with self._database.read() as session:
             return record_of(await _owned(session, owner_id, job_id))
 
-    async def pending(self) -> list[JobRecord]:
-        """Every job that waits, in the order in which they are due.
+    async def pending(self, *, suspect: bool | None = None) -> list[JobRecord]:
+        """The jobs that wait, in the order in which they are due.
 
+        A run of the server was at the suspect ones before: each may be what ended that run.
         Highest priority first, within it what was moved to the front last, then the oldest.
         """
         waiting = select(Job).where(Job.status == JobStatus.PENDING)
+        if suspect is not None:
+            tried = or_(col(Job.losses) > 0, col(Job.attempts) > 0)
+            waiting = waiting.where(tried if suspect else not_(tried))
         front = col(Job.moved_at).desc().nulls_last()
         queue_order = (col(Job.priority).desc(), front, col(Job.created_at), col(Job.id))
         async with self._database.read() as session:

@@ -73,15 +73,14 @@ class Jobs:
         """Put in line what earlier runs left, in its order, but for what was being processed (see `resume`); sweep."""
         recovered = await self.store.recover(self.boot_id)
         self._scheduler.pause(await self._switches.get(PAUSED))
-        for job in await self.store.pending():
-            if not job.suspect:
-                await self.restart(job, catalog)
+        for job in await self.store.pending(suspect=False):
+            await self.restart(job, catalog)
         swept = await self.files.sweep(self.images.known_ids)
         log.info("recovered %s, swept %s", recovered, swept)
 
     async def suspects(self) -> list[JobRecord]:
         """The jobs that may have ended an earlier run of the server, in the order in which they are due."""
-        return [job for job in await self.store.pending() if job.suspect and job.id not in self._runs]
+        return [job for job in await self.store.pending(suspect=True) if job.id not in self._runs]
 
     async def idle(self) -> None:
         """Wait until what is under way now has come to its end."""

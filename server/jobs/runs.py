@@ -257,7 +257,12 @@ class Runner:
         return error
 
     async def _requeue(self, run: Run, error: Exception) -> Exception:
-        """Leave a job to the next run of the server, as its client was or will be told."""
+        """Leave a job to the next run of the server, as its client was or will be told.
+
+        Of one that only waited its row says so already: a stop with thousands in line writes none of them.
+        """
+        if isinstance(error, Interrupted) and run.job.status is JobStatus.PENDING:
+            return EngineLost(run.job.id)
         left = await self._store.requeue(run.job.id, str(error), lost=isinstance(error, DeviceLost))
         log.warning("job %s is %s: %s", left.id, left.status, left.error_message)
         return EngineLost(left.id) if left.status is JobStatus.PENDING else error

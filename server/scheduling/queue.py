@@ -141,7 +141,7 @@ class Ticket:
     def owner(self) -> str:
         return self.wanted.owner
 
-    @property
+    @cached_property
     def tenant(self) -> Tenant:
         return self.wanted.tenant
 
