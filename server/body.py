@@ -12,6 +12,9 @@ from server.disconnect import ClientGone
 from server.errors import BodyTooLarge, RequestTooSlow, WrongMediaType
 
 MAX_JSON_BYTES = 1024 * 1024
+SMALL_JSON_BYTES = 16 * 1024
+"""Where a body has a few short fields."""
+
 MAX_BODY_SECONDS = 30.0
 """uvicorn itself waits for ever, so a thousand clients that never finish would hold a thousand connections."""
 

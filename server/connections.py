@@ -117,6 +117,12 @@ class BoundedConnection(H11Protocol):
             self._reading_due.cancel()
             self._reading_due = None
 
+    def shutdown(self) -> None:
+        """The server stops: whoever is still sending a request is cut off."""
+        super().shutdown()
+        if self.cycle is not None and not self.cycle.response_complete and self.cycle.more_body:
+            self.transport.close()
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(BAD_HEAD)
 

@@ -9,7 +9,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from pipelines.errors import InvalidRequest
 from pipelines.request import check_range
-from server.body import read_json
+from server.body import SMALL_JSON_BYTES, read_json
 from server.generation import MAX_PRIORITY
 from server.identity.caller import Caller
 from server.identity.guard import OPERATOR
@@ -91,7 +91,7 @@ class Jobs(Controller):
         job_id: FromPath[str],
     ) -> dict[str, Any]:
         """Give a job another priority, or move it to the front of its priority."""
-        priority, to_front = _place(await read_json(request))
+        priority, to_front = _place(await read_json(request, SMALL_JSON_BYTES))
         job = await services.jobs.change(caller.owner_id, job_id, priority=priority, to_front=to_front)
         return _success(await services.progress.one(job))
 
@@ -111,7 +111,7 @@ class Jobs(Controller):
         job_id: FromPath[str],
     ) -> dict[str, Any]:
         """Cancel a job, or queue it anew."""
-        wanted = (await read_json(request)).get("status")
+        wanted = (await read_json(request, SMALL_JSON_BYTES)).get("status")
         if wanted == JobStatus.CANCELLED:
             job = await services.jobs.cancel(caller.owner_id, job_id)
         elif wanted == JobStatus.PENDING:

@@ -195,7 +195,23 @@ def test_who_asks_is_settled_before_the_body_is_read(tmp_path: Path, monkeypatch
         assert (status, body["error"]["code"]) == (401, "invalid_api_key")
 
 
-def test_a_stop_does_not_wait_for_a_body_that_never_ends(tmp_path: Path) -> None:
+def test_a_body_is_bounded_by_its_route(tmp_path: Path) -> None:
+    with serving(tmp_path) as fake:
+        for method, path, limit in (
+            ("POST", GENERATIONS, 1024 * 1024),
+            ("POST", "/api/v1/images/generate", 1024 * 1024),
+            ("PATCH", "/api/v1/jobs/x", 16 * 1024),
+            ("PUT", "/api/v1/images/queue/x/status", 16 * 1024),
+        ):
+            for size, refused in ((limit, False), (limit + 1, True)):
+                body = b'{"prompt": "' + b"x" * (size - 14) + b'"}'
+                answer = httpx.request(
+                    method, fake.url + path, content=body, headers={"Content-Type": "application/json"}
+                )
+                assert (answer.status_code == 413) is refused, (path, size, answer.text)
+
+
+def test_a_stop_does_not_wait_for_a_body_that_never_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with ExitStack() as clients:
         with serving(tmp_path, grace=1) as fake:
             body, head = clients.enter_context(opened(fake)), clients.enter_context(opened(fake))
@@ -203,4 +219,5 @@ def test_a_stop_does_not_wait_for_a_body_that_never_ends(tmp_path: Path) -> None
             head.sendall(UNFINISHED[:20])
             eventually(lambda: httpx.get(fake.url + "/health").status_code == 200)
         # The block ended, so the server did, with both clients still there.
-        assert until_closed(head) == b""
+        assert until_closed(head) == until_closed(body) == b""
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
