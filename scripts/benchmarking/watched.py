@@ -18,6 +18,7 @@ from pipelines.catalog import Catalog
 from pipelines.loading import quiet_libraries
 from server.app import create_app
 from server.connections import http_config
+from server.serving import spare_libraries
 from server.settings import Settings
 
 from .processes import START_SECONDS, STOP_SECONDS, ServerFailed
@@ -80,6 +81,7 @@ def serve(catalog: Catalog, data: Path, engine: StandIn, connection: Connection)
     quiet_libraries()
     settings = Settings(data=data, queue_limit=100_000, queue_seconds=86_400, min_free="0")
     app = create_app(settings, catalog, lambda: engine)
+    spare_libraries()
     server = uvicorn.Server(http_config(app, settings.max_connections, port=0, lifespan="on", log_level="warning"))
     asyncio.run(_serve(server, connection))
 

@@ -1,5 +1,6 @@
 """Data folders that a server must not start on: one line says why and what to do, and nothing is touched."""
 
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from server.serving import spare_libraries
 from storage.jobs import JobStore
 from storage.schema import DATABASE_NAME
 from tests.faults.conftest import mounted
@@ -116,3 +118,12 @@ async def test_a_log_cut_off_anywhere_is_what_a_power_cut_leaves(tmp_path: Path)
         assert found == [job.id for job in jobs][: len(found)], "the newest are missing, and no others"
         kept.append(len(found))
     assert kept == sorted(kept) and kept[0] < kept[-1] < len(jobs)
+
+
+def test_the_garbage_collector_no_longer_looks_at_what_was_imported() -> None:
+    before = len(gc.get_objects())
+    try:
+        spare_libraries()
+        assert gc.get_freeze_count() > 50_000 and len(gc.get_objects()) < before / 10
+    finally:
+        gc.unfreeze()
