@@ -53,6 +53,7 @@ async def test_killed_at_a_named_point(tmp_path: Path, point: str) -> None:
     assert found[JobStatus.FAILED] == 0
 
 
+@pytest.mark.timeout(180 + 10 * KILLS)
 async def test_killed_at_random_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, acknowledged = tmp_path / "data", tmp_path / "acknowledged"
     acknowledged.touch()
