@@ -43,6 +43,13 @@ def budget_bytes(written: str, whole: int, auto: float) -> int:
     """
     if written.strip().lower() == "auto":
         return int(whole * auto)
+    return size_bytes(written, whole)
+
+
+def size_bytes(written: str, whole: int) -> int:
+    """The bytes of a size such as "500MB" or "5%" of the whole; "0" is none. Raises ValueError as `budget_bytes`."""
+    if written.strip() == "0":
+        return 0
     match = _WRITTEN.fullmatch(written.strip())
     if match is None or (match[2] == "%" and float(match[1]) > 100):
         raise ValueError(f"it must be {RULE}, not {written[:40]!r}")

@@ -1,4 +1,4 @@
-"""Owns the benchmark's command line: `benchmark.py forward | serving | parity | levers`."""
+"""Owns the benchmark's command line: `benchmark.py forward | serving | parity | levers | soak`."""
 
 import argparse
 import signal
@@ -20,7 +20,10 @@ else:
 from pipelines.errors import PipelineError
 from pipelines.loading import quiet_libraries
 
-DESCRIPTION = "Measure Darkroom on this machine: the network alone, whole servers under load, pictures, speed levers."
+DESCRIPTION = (
+    "Measure Darkroom on this machine: the network alone, whole servers under load, pictures, speed levers,"
+    " staying power."
+)
 EXAMPLES = """\
 examples:
   scripts/benchmark.py serving --workload uniform --rates 1 --requests 6   a first look, under two minutes
@@ -53,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _serving(commands_parser.add_parser("serving", parents=[common], help="whole servers under load, over HTTP"))
     _parity(commands_parser.add_parser("parity", parents=[common], help="the pictures against diffusers' own"))
     _levers(commands_parser.add_parser("levers", parents=[common], help="what each lever of a speed table gives"))
+    _soak(commands_parser.add_parser("soak", parents=[common], help="the event loop's lag, memory, a restart's queue"))
     return whole
 
 
@@ -97,6 +101,11 @@ def _levers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rounds", type=int, default=5, help="measurements of each; the least counts")
     command.add_argument("--steps", type=int, help="of the picture; else the model's own")
     command.set_defaults(run=commands.levers)
+
+
+def _soak(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quick", action="store_true", help="a first look, under a minute")
+    command.set_defaults(run=commands.soak)
 
 
 def main(words: Sequence[str] | None = None) -> int:

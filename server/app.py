@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from litestar.routes import HTTPRoute
 from litestar.static_files import create_static_files_router
 from litestar.types import Message, Scope
 
+from pipelines.budgets import size_bytes
 from pipelines.catalog import Catalog
 from pipelines.errors import DeviceLost, PipelineError
 from pipelines.hashing import CACHE_NAME
@@ -39,6 +41,7 @@ from server.limits import Allowances, Limits
 from server.metrics import Metrics, Snapshot
 from server.openapi.page import openapi_config
 from server.overview import Overview
+from server.room import heed
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
 from server.scheduling.verbs import EngineVerbs
@@ -51,6 +54,7 @@ from storage.admissions import Admissions
 from storage.credits import Credits
 from storage.database import Database
 from storage.keys import KeyStore
+from storage.room import Room
 from storage.secrets import secret
 from storage.stats import Stats
 
@@ -120,7 +124,8 @@ async def _services(
         weights = WeightHashes(settings.data / CACHE_NAME)
         events = Events()
         limits = Limits.of(settings)
-        jobs = Jobs(database, settings.data, scheduler, weights, events, [metrics.job_ended, traced], limits)
+        room = Room(settings.data, size_bytes(settings.min_free, shutil.disk_usage(settings.data).total))
+        jobs = Jobs(database, room, scheduler, weights, events, [metrics.job_ended, traced], limits)
         await jobs.recover(catalog)
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
@@ -148,7 +153,7 @@ async def _services(
         )
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))
-        helping = [watch(gpu), resume(jobs, services.catalogue), _follow(services)]
+        helping = [watch(gpu), heed(room, scheduler), resume(jobs, services.catalogue), _follow(services)]
         tasks = [*(asyncio.create_task(help) for help in helping), computing]
         for task in tasks:
             task.add_done_callback(_told)

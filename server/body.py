@@ -13,13 +13,16 @@ from litestar.exceptions import InternalServerException
 from pipelines.errors import InvalidRequest
 from pipelines.wording import mistyped, nearest
 from server.disconnect import ClientGone
-from server.errors import BodyTooLarge, BodyTooSlow, UnknownField, WrongMediaType
+from server.errors import BodyTooLarge, RequestTooSlow, UnknownField, WrongMediaType
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 NO_SPELLING: Mapping[str, str] = MappingProxyType({})
 
 MAX_JSON_BYTES = 1024 * 1024
+SMALL_JSON_BYTES = 16 * 1024
+"""Where a body has a few short fields."""
+
 MAX_BODY_SECONDS = 30.0
 """uvicorn itself waits for ever, so a thousand clients that never finish would hold a thousand connections."""
 
@@ -33,7 +36,7 @@ async def read_json(
     `application/json`.
 
     Raises:
-        WrongMediaType, BodyTooLarge, BodyTooSlow, InvalidRequest, ClientGone.
+        WrongMediaType, BodyTooLarge, RequestTooSlow, InvalidRequest, ClientGone.
     """
     declared = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if declared != "application/json":
@@ -42,7 +45,7 @@ async def read_json(
         async with asyncio.timeout(patience):
             body = await _read(request, limit)
     except TimeoutError as error:
-        raise BodyTooSlow(f"The body did not arrive within {patience:g} seconds.") from error
+        raise RequestTooSlow(f"The body did not arrive within {patience:g} seconds.") from error
     if not body:
         raise InvalidRequest("body", 'The body is empty; send a JSON object such as {"prompt": "a boat"}.')
     try:

@@ -81,8 +81,8 @@ class BodyTooLarge(Exception):
     """A body beyond the route's limit."""
 
 
-class BodyTooSlow(Exception):
-    """A body that did not arrive in time."""
+class RequestTooSlow(Exception):
+    """A request whose body did not arrive in time."""
 
 
 class ModelUnavailable(Exception):
@@ -158,7 +158,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     Cancelled: Answer(409, "cancelled"),
     IllegalTransition: Answer(409, "illegal_transition"),
     JobEnded: Answer(409, "job_ended"),
-    BodyTooSlow: Answer(408, "request_timeout", retry=True),
+    RequestTooSlow: Answer(408, "request_timeout", retry=True),
     BodyTooLarge: Answer(413, "request_too_large"),
     WrongMediaType: Answer(415, "unsupported_media_type"),
     KeyReused: Answer(422, "idempotency_key_reused"),
@@ -210,7 +210,7 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     _log(request, answer, error)
     field = error.field if isinstance(error, InvalidRequest) else None
     shape: Callable[[Answer, str, str | None], OpenAIError | ApplicationError]
-    shape = _openai if request.scope["path"].split("/")[1:2] == ["v1"] else _application
+    shape = _openai if request.scope["path"].split("/")[1:2] == ["v1"] else application_shape
     return Response(shape(answer, message, field), status_code=answer.status, headers=_headers(answer, error))
 
 
@@ -303,7 +303,8 @@ def _openai(answer: Answer, message: str, field: str | None) -> OpenAIError:
     return {"error": {"message": message, "type": _KINDS.get(answer.code, who), "param": field, "code": answer.code}}
 
 
-def _application(answer: Answer, message: str, field: str | None) -> ApplicationError:
+def application_shape(answer: Answer, message: str, field: str | None) -> ApplicationError:
+    """An error as the application's own routes tell it."""
     fault: Fault = {"code": answer.code, "message": message}
     if field:
         fault["field"] = field

@@ -47,7 +47,7 @@ class Overview:
         return {
             "queueLength": len(places),
             "processingCount": len(tickets) - len(places),
-            "paused": self._scheduler.paused,
+            "paused": bool(self._scheduler.pauses),
             "averageWaitTime": _known(self._metrics.waits.mean),
             "estimatedProcessingTime": _rounded(max([0.0, *left])),
             "backlogSeconds": _rounded(self._scheduler.outlook.backlog(tickets)),

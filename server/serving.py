@@ -1,6 +1,7 @@
 """Running the server: the catalogue is read, the device found, and uvicorn serves until it is told to stop."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ import uvicorn
 from litestar import Litestar
 
 from pipelines.models_toml import load_catalog
+from server.connections import http_config
 from server.settings import Settings, SettingsError, unknown_variables
 
 log = logging.getLogger(__name__)
@@ -28,9 +30,6 @@ EXIT_ENGINE_LOST = 70
 
 LAST_RESORT_SECONDS = 30
 """How long a server that lost its device may take to end in order; then it ends at once."""
-
-FAREWELL_SECONDS = 2
-"""How long a stop waits for clients to hear the end; without a bound a slow one would keep the process for ever."""
 
 
 def serve_forever(settings: Settings) -> int:
@@ -61,19 +60,14 @@ def serve_forever(settings: Settings) -> int:
     settings = replace(settings, port=listener.getsockname()[1])
     budgets = device.budgets(settings.vram_budget, settings.ram_budget)
     app = create_app(settings, catalog, lambda: Engine(device, budgets, settings.data))
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        log_config=None,
-        access_log=settings.log_level == "debug",
-        server_header=False,
-        timeout_graceful_shutdown=FAREWELL_SECONDS,
-    )
+    config = http_config(app, settings.max_connections, lifespan="off", access_log=settings.log_level == "debug")
     server = HttpServer(
         config,
         drain=lambda: drain(app.state.services, settings.grace),
         end_jobs=lambda: app.state.services.jobs.stop(),
     )
+
+    spare_libraries()
 
     def announce() -> None:
         if catalog.path != settings.models:
@@ -86,6 +80,17 @@ def serve_forever(settings: Settings) -> int:
         _leave()
     log.info("stopped")
     return 0
+
+
+def spare_libraries() -> None:
+    """Take what was imported out of the garbage collector's full passes.
+
+    torch and diffusers bring a quarter of a million objects that never go. Looking at them all, now and then, would
+    hold every thread for a third of a second or more. Not to be called once a model is loaded: what it holds in cycles
+    has to go one day.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _log_to_stderr(level: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipelines.budgets import RULE, budget_bytes
+from pipelines.budgets import RULE, budget_bytes, size_bytes
 from pipelines.wording import nearest
 
 _PREFIX = "DARKROOM_"
@@ -39,8 +39,10 @@ class Settings:
         ram_budget: the most host memory for the weights of models that left the device, written likewise.
         idle_unload: minutes after which an unused model is unloaded; 0 for never.
         max_rows: the most rows in one forward pass (an image with guidance takes two).
+        min_free: room on the data folder's disk below which no new work is taken: "500MB", "5%", or "0" for none.
         queue_limit: the most images that may wait or run; more is answered 503 with Retry-After.
         queue_seconds: the most work that may wait or run, in seconds of the device; the same answer.
+        max_connections: the most connections at a time; whoever comes beyond them is answered 503.
         grace: seconds that a stop gives to pictures which are begun.
         auth: off, where everybody is one owner; keys; or jwt, where keys are taken too.
         jwt_secret: what signs tokens, for HS256.
@@ -67,8 +69,10 @@ class Settings:
     ram_budget: str = "auto"
     idle_unload: int = 0
     max_rows: int = 16
+    min_free: str = "500MB"
     queue_limit: int = 1000
     queue_seconds: int = 300
+    max_connections: int = 512
     grace: int = 30
     auth: str = "off"
     jwt_secret: str = field(default="", repr=False)
@@ -128,6 +132,7 @@ class Settings:
             "max_rows": (2, 256),
             "queue_limit": (1, 100_000),
             "queue_seconds": (1, 86_400),
+            "max_connections": (1, 100_000),
             "grace": (0, 3600),
             "link_hours": (1, 8760),
             "requests_per_hour": (0, 1_000_000),
@@ -143,6 +148,10 @@ class Settings:
                 budget_bytes(getattr(self, name), whole=0, auto=0)
             except ValueError:
                 yield name, RULE
+        try:
+            size_bytes(self.min_free, whole=0)
+        except ValueError:
+            yield "min_free", 'like "500MB", "2GB" or "5%", or 0'
         if not _DEVICE.fullmatch(self.device):
             yield "device", "auto, cuda, cuda:N, mps or cpu"
         yield from self._broken_auth()

@@ -69,4 +69,6 @@ class Services:
         """Why the server cannot take work, by cause; empty when it can."""
         default = self.catalog.default
         broken = {"models": str(ModelUnavailable(default))} if default in self.broken else {}
-        return self.readiness.missing | broken
+        shortage = self.jobs.room.shortage
+        full = {"disk": str(shortage)} if shortage else {}
+        return self.readiness.missing | broken | full

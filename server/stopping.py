@@ -10,6 +10,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05
 
+STOPPING = "the server is stopping"
+
 
 async def drain(services: Services, grace: float) -> None:
     """Let pictures that are begun come to their end for so many seconds, while the server answers 503 to new ones.
@@ -17,9 +19,9 @@ async def drain(services: Services, grace: float) -> None:
     Jobs of which nothing is begun end at once, the others after that: those for which nobody waits stay queued for the
     next run, and whoever waits hears that theirs was interrupted.
     """
-    services.readiness.missing["stopping"] = "the server is stopping"
+    services.readiness.missing["stopping"] = STOPPING
     services.jobs.wind_down()
-    services.scheduler.pause(True)  # not for the next run: that is the switch of `Jobs.pause`
+    services.scheduler.pause(True, STOPPING)  # not for the next run: that is the switch of `Jobs.pause`
     at_work = len(_begun(services))
     log.info("stopping%s", f": {grace:g} s for what is begun (pictures: {at_work})" if at_work else "")
     try:

@@ -23,7 +23,7 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 FLUSH_SECONDS = 1.0
 """How long a stop waits for the collector to take the last spans: with FAREWELL_SECONDS of
-`serving.py` below the 10 s that containers are given."""
+`connections.py` below the 10 s that containers are given."""
 
 REPEAT_SECONDS = 600.0
 """After how long the log repeats a complaint about the collector, which may be down for days."""

@@ -7,6 +7,7 @@ StorageError
 ├── DatabaseTooNew         written by a newer Darkroom
 ├── DatabaseBusy           somebody else held the database for too long; worth trying again
 ├── DiskFull               no room left; worth trying again when there is
+│   └── DiskNearlyFull     what room is left is kept for work that was accepted before
 ├── DiskFault              the disk refused to read, write or sync
 ├── MetadataTooLarge       the text does not fit into a JPEG file
 ├── NotFound
@@ -67,6 +68,15 @@ class DatabaseBusy(StorageError):
 class DiskFull(StorageError):
     def __init__(self) -> None:
         super().__init__("The disk is full. Free some space; nothing was half written.")
+
+
+class DiskNearlyFull(DiskFull):
+    def __init__(self, free: int, least: int) -> None:
+        StorageError.__init__(
+            self,
+            f"The server's disk has {free / 1e6:.0f} MB free, and {least / 1e6:.0f} MB are kept for work that was"
+            " accepted before. Nothing was recorded: free some space, or try again later.",
+        )
 
 
 class DiskFault(StorageError):

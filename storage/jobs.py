@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, and_, true, update
+from sqlalchemy import ColumnElement, Integer, and_, cast, not_, or_, true, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -117,9 +117,17 @@ class JobStore:
         async with self._database.write() as session:
             return record_of(await _move(session, job_id, JobStatus.FAILED, changes))
 
-    async def postpone(self, job_id: str, due_at: datetime, code: str, message: str) -> JobRecord:
-        """Let a job that failed for a passing reason wait for its next attempt. The one it spent stays spent."""
+    async def postpone(
+        self, job_id: str, due_at: datetime, code: str, message: str, *, spent: bool = True
+    ) -> JobRecord:
+        """Let a job that failed for a passing reason wait for its next attempt.
+
+        The one it spent is given back where it was no fault of the job's.
+        """
         changes = {"due_at": due_at, "error_code": code, "error_message": message, "boot_id": None, "started_at": None}
+        if not spent:
+            under_way = cast(col(Job.status) == JobStatus.PROCESSING, Integer)
+            changes["attempts"] = col(Job.attempts) - under_way
         async with self._database.write() as session:
             return record_of(await _move(session, job_id, JobStatus.PENDING, changes))
 
@@ -190,12 +198,16 @@ class JobStore:
         async with self._database.read() as session:
             return record_of(await _owned(session, owner_id, job_id))
 
-    async def pending(self) -> list[JobRecord]:
-        """Every job that waits, in the order in which they are due.
+    async def pending(self, *, suspect: bool | None = None) -> list[JobRecord]:
+        """The jobs that wait, in the order in which they are due.
 
+        A run of the server was at the suspect ones before: each may be what ended that run.
         Highest priority first, within it what was moved to the front last, then the oldest.
         """
         waiting = select(Job).where(Job.status == JobStatus.PENDING)
+        if suspect is not None:
+            tried = or_(col(Job.losses) > 0, col(Job.attempts) > 0)
+            waiting = waiting.where(tried if suspect else not_(tried))
         front = col(Job.moved_at).desc().nulls_last()
         queue_order = (col(Job.priority).desc(), front, col(Job.created_at), col(Job.id))
         async with self._database.read() as session:

@@ -95,11 +95,6 @@ class JobRecord:
     started_at: datetime | None
     finished_at: datetime | None
 
-    @property
-    def suspect(self) -> bool:
-        """Whether a run of the server was at it before: it may be what ended that run."""
-        return bool(self.losses or self.attempts)
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobQuery:

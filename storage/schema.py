@@ -74,13 +74,13 @@ def _refuse_what_is_not_ours(report: DatabaseReport) -> None:
 
 
 def _read_state(path: Path) -> tuple[str | None, str]:
-    """The file's revision, and quick_check's first line or the reason why it could not be asked."""
+    """The file's revision, and quick_check's first complaint on one line or the reason why it could not be asked."""
     try:
         # Read-only, so it cannot checkpoint: SQLite 3.7.0 to 3.51.2 may corrupt a file that two
         # connections checkpoint.
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             (quick_check,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            return _read_revision(connection), quick_check
+            return _read_revision(connection), " ".join(quick_check.split())
     except sqlite3.Error as error:
         return None, str(error)
 

@@ -19,6 +19,7 @@ from pipelines.engine import Engine
 from pipelines.families import family_facts
 from pipelines.models_toml import load_catalog
 from server.app import create_app
+from server.connections import http_config
 from server.settings import Settings
 from tests import tiny
 
@@ -103,7 +104,7 @@ def serving_models(catalog: Catalog, data: Path) -> Iterator[Server]:
     """The real application with the real engine behind a real port."""
     settings = Settings(data=data, queue_limit=200)
     app = create_app(settings, catalog, lambda: Engine(pick_device("cpu")))
-    instance = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    instance = uvicorn.Server(http_config(app, settings.max_connections, port=0, lifespan="on"))
     thread = threading.Thread(target=lambda: asyncio.run(instance.serve()))
     thread.start()
     while not instance.started:

@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from litestar import Litestar
 
 from pipelines.catalog import Catalog, ModelEntry
 from pipelines.request import ImageRequest
 from server.app import create_app
-from server.serving import FAREWELL_SECONDS, HttpServer
+from server.connections import ORDINARY, Patience, http_config
+from server.serving import HttpServer
 from server.settings import Settings
 from server.stopping import drain
 from storage.schema import DATABASE_NAME
@@ -135,6 +135,7 @@ def serving(
     engine: GatedEngine | None = None,
     grace: int = 0,
     catalog: Catalog | None = None,
+    patience: Patience = ORDINARY,
     **settings: Any,
 ) -> Iterator[FakeServer]:
     """Models, if none are given: `fake`, `other` and `broken`, none of which is a real one. `grace` is in seconds."""
@@ -142,8 +143,9 @@ def serving(
     catalog = catalog or Catalog(
         {name: entry(name) for name in ("fake", "other", "broken")}, "fake", Path("models.toml")
     )
-    app = create_app(Settings(data=data, **settings), catalog, lambda: engine)
-    config = uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=FAREWELL_SECONDS)
+    app_settings = Settings(data=data, **settings)
+    app = create_app(app_settings, catalog, lambda: engine)
+    config = http_config(app, app_settings.max_connections, patience, port=0, lifespan="on")
     instance = HttpServer(
         config,
         drain=lambda: drain(app.state.services, grace),

@@ -20,7 +20,7 @@ from pipelines.profiling import count_flops, unguided_images
 from pipelines.request import Wishes, settle
 from pipelines.samplers import samplers_for
 from scripts.benchmark import main
-from scripts.benchmarking import full_size
+from scripts.benchmarking import full_size, soak
 from scripts.benchmarking.baselines import Window
 from scripts.benchmarking.client import play
 from scripts.benchmarking.models import Model
@@ -305,3 +305,21 @@ def test_serving(
     assert parts == pytest.approx(overhead["total"], rel=0.5)  # a median of sums is not the sum of medians
     assert (tmp_path / "serving-tiny-sdxl-uniform.png").stat().st_size > 10_000
     assert "Overhead" in capfd.readouterr().out
+
+
+def test_soak(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = soak.Plan(images=20, seconds=0.3, jobs=40, queued=(5, 10))
+    monkeypatch.setattr(soak, "QUICK", plan)
+    run(checkpoints, tmp_path, "soak", "--quick")
+    assert multiprocessing.active_children() == []
+    results = measured(tmp_path, "soak")["results"]
+    phases = {phase["phase"]: phase for phase in results["lag"]}
+    assert list(phases) == ["idle", "generating", "listing", "generating and listing"]
+    assert all(phase["samples"] and 0 <= phase["p50"] <= phase["p99"] <= phase["max"] for phase in results["lag"])
+    assert phases["idle"]["requests"] == 0
+    assert phases["generating"]["requests"] >= soak.AT_ONCE and phases["listing"]["requests"] > 0
+    assert results["growth"]["jobs"] == 40 and set(results["growth"]["more"]) == {"resident_mb", "files", "tasks"}
+    assert [(run["queued"], run["in_order"]) for run in results["recovery"]] == [(5, True), (10, True)]
+    assert "40 jobs" in capsys.readouterr().out

@@ -13,10 +13,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+import server.jobs.backoff
 import server.jobs.runs
 from pipelines.errors import ImageFailed
 from server.jobs.events import Follower
-from storage.errors import DiskFull
+from storage.errors import DatabaseBusy, DiskFull
 from storage.images import ImageStore
 from tests.fake_server import PATIENCE, FakeServer, GatedEngine, calling, eventually, gate_before, serving
 
@@ -260,8 +261,8 @@ def test_of_those_who_wait_for_one_job_the_last_to_go_takes_it_along(fake: FakeS
 def test_what_passes_by_itself_is_tried_again_and_what_does_not_is_not(
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.jobs.runs, "BACKOFF_SECONDS", 0.01)
-    keep, failures = server.jobs.runs.keep, [DiskFull(), DiskFull()]
+    monkeypatch.setattr(server.jobs.backoff, "BACKOFF_SECONDS", 0.01)
+    keep, failures = server.jobs.runs.keep, [DatabaseBusy(), DatabaseBusy()]
 
     def keeping(*arguments: Any) -> Any:
         if failures:
@@ -271,9 +272,9 @@ def test_what_passes_by_itself_is_tried_again_and_what_does_not_is_not(
     monkeypatch.setattr(server.jobs.runs, "keep", keeping)
     job = ended(fake, submit(fake))
     assert (job["attempts"], job["error"], len(job["resultImages"])) == (3, None, 1)
-    failures += [DiskFull()] * 3
+    failures += [DatabaseBusy()] * 3
     failed = ended(fake, submit(fake), "failed")
-    assert (failed["attempts"], failed["error"]["code"]) == (3, "disk_full")
+    assert (failed["attempts"], failed["error"]["code"]) == (3, "database_busy")
     failures.clear()
     fake.engine.failing["step doomed"] = ImageFailed("planted")
     failed = ended(fake, submit(fake, prompt="doomed"), "failed")

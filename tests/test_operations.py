@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 from pipelines.fitting import CAP_SECONDS
+from server.body import MAX_BODY_SECONDS, MAX_JSON_BYTES
+from server.connections import FAREWELL_SECONDS, KEEP_ALIVE_SECONDS, MAX_HEAD_BYTES, MAX_MESSAGE_BYTES, ORDINARY
+from server.jobs.backoff import ROOM_SECONDS
 from server.scheduling.cost import FIRST_TIMES, LEAST_FIRST_SECONDS
 from server.scheduling.models import LOAD_SECONDS
 from server.scheduling.verbs import LEAST_PATIENCE, PATIENCE_FACTOR, UNKNOWN_PATIENCE
 from server.serving import EXIT_ENGINE_LOST, LAST_RESORT_SECONDS
+from server.settings import Settings
 from storage.records import MAXIMUM_ATTEMPTS
+from storage.room import LAST_PART
 
 TEXT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
@@ -31,6 +36,15 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert "{:.0f} minutes or {:.0f} times the expected time to the first step or decode".format(*first) in words
     assert f"{UNKNOWN_PATIENCE / 60:.0f} minutes where the model could not be measured" in words
     assert f"After {LAST_RESORT_SECONDS} seconds it exits" in words
+    assert f"{ORDINARY.head:g} seconds for a request's whole head" in words
+    assert f"{MAX_HEAD_BYTES // 1024} KiB for a head that is not complete" in words
+    assert f"{KEEP_ALIVE_SECONDS} seconds between requests" in words
+    assert f"{MAX_BODY_SECONDS:g} seconds and {MAX_JSON_BYTES // 2**20} MiB for a body" in words
+    assert f"{ORDINARY.reader:g} seconds for a part of an answer" in words
+    assert f"{MAX_MESSAGE_BYTES // 1024} KiB for a message over a WebSocket" in words
+    assert f"`DARKROOM_MAX_CONNECTIONS` ({Settings.max_connections}) connections" in words
+    assert Settings.min_free == "500MB" and "Below `DARKROOM_MIN_FREE` (500 MB)" in words and LAST_PART == 0.1
+    assert (FAREWELL_SECONDS, ROOM_SECONDS) == (2, 60), "it says about two seconds, and about every minute"
     assert (MAXIMUM_ATTEMPTS, CAP_SECONDS) == (3, 300), "it says three times, and five minutes"
 
 

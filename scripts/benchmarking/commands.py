@@ -123,6 +123,19 @@ def levers(arguments: argparse.Namespace, progress: Progress) -> None:
     write_json(arguments.out, name, device, options, results)
 
 
+def soak(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Measure what the device has no part in: the event loop, what jobs leave behind, a restart's queue."""
+    from .soak import QUICK, Plan, measure_soak
+
+    model = _model(arguments)
+    plan = QUICK if arguments.quick else Plan()
+    results = measure_soak(model.catalog, plan, progress)
+    print(table(*_lag_table(results)))
+    print("\n" + _growth_line(results["growth"], results["limits"]["growth_mb"]) + "\n")
+    print(table(*_recovery_table(results)))
+    write_json(arguments.out, "soak", model.device, {"quick": arguments.quick}, results)
+
+
 def _model(arguments: argparse.Namespace) -> Model:
     return Model(Path(arguments.models), arguments.model, arguments.device)
 
@@ -195,6 +208,44 @@ def _levers_row(lever: dict[str, Any]) -> list[Any]:
     picture = f"{lever['picture']['seconds']:.3g} ({lever['picture']['gain']:.2f})"
     figures = [lever.get(name) for name in ("psnr", "largest_pixel_difference", "largest_latent_difference")]
     return [lever["lever"], lever["ready_seconds"], *points, picture, *figures]
+
+
+def _lag_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    headers = ["event loop's lag", "requests", "p50 ms", "p99 ms", "max ms", "within the limit"]
+    limit = results["limits"]["lag_seconds"]
+    return headers, [
+        [
+            phase["phase"],
+            phase["requests"],
+            *(1000 * phase[name] for name in ("p50", "p99", "max")),
+            _verdict(phase["max"] < limit),
+        ]
+        for phase in results["lag"]
+    ]
+
+
+def _growth_line(growth: dict[str, Any], limit: float) -> str:
+    more = growth["more"]
+    verdict = "within" if more["resident_mb"] < limit else "ABOVE"
+    return (
+        f"{growth['jobs']} jobs, {growth['jobs_per_second']:.1f} a second: {more['resident_mb']:+.1f} MB of memory"
+        f" ({growth['resident_mb_before']:.0f} MB before; {verdict} the {limit:.0f} MB allowed),"
+        f" {more['files']:+d} open files, {more['tasks']:+d} tasks; lag p99 {1000 * growth['lag_p99']:.1f} ms,"
+        f" max {1000 * growth['lag_max']:.1f} ms."
+    )
+
+
+def _recovery_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    headers = ["queued jobs at a restart", "s until all are in line", "in order", "within the limit"]
+    limit = results["limits"]["recovery_seconds"]
+    return headers, [
+        [str(run["queued"]), run["seconds"], _verdict(run["in_order"]), _verdict(run["seconds"] < limit)]
+        for run in results["recovery"]
+    ]
+
+
+def _verdict(kept: bool) -> str:
+    return "yes" if kept else "NO"
 
 
 def _parity_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from uuid import uuid4
 
 from pipelines.catalog import Catalog
@@ -25,6 +24,7 @@ from storage.images import ImageStore
 from storage.job_lists import JobLists
 from storage.jobs import JobStore
 from storage.records import ClientKey, JobRecord, JobStatus, Terms
+from storage.room import Room
 from storage.switches import Switches
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Jobs:
     def __init__(
         self,
         database: Database,
-        folder: Path,
+        room: Room,
         scheduler: Scheduler,
         weights: WeightHashes,
         events: Events,
@@ -50,7 +50,8 @@ class Jobs:
     ) -> None:
         self.boot_id = str(uuid4())
         self.images = ImageStore(database)
-        self.files = MediaFiles(folder)
+        self.room = room
+        self.files = MediaFiles(room.folder)
         self.store = JobStore(database)
         self.lists = JobLists(database)
         self._switches = Switches(database)
@@ -75,9 +76,8 @@ class Jobs:
         """Put in line what earlier runs left, in its order, but for what was being processed (see `resume`); sweep."""
         recovered = await self.store.recover(self.boot_id)
         self._scheduler.pause(await self._switches.get(PAUSED))
-        for job in await self.store.pending():
-            if not job.suspect:
-                await self.restart(job, catalog)
+        for job in await self.store.pending(suspect=False):
+            await self.restart(job, catalog)
         swept = await self.files.sweep(self.images.known_ids)
         log.info("recovered %s, swept %s", recovered, swept)
 
@@ -100,7 +100,7 @@ class Jobs:
         """Take an order and return once it is durable; with a key of before, the job of that time as it stands.
 
         Raises:
-            QueueFull, Interrupted, KeyReused, LimitReached, NotEnoughCredit: before anything was written.
+            QueueFull, DiskNearlyFull, Interrupted, KeyReused, LimitReached, NotEnoughCredit: nothing was written.
         """
         return await asyncio.shield(self._take_apart(order, key))
 
@@ -110,7 +110,7 @@ class Jobs:
         If the caller is cancelled and nobody else waits, so is the job, and its rows are free by the next step.
 
         Raises:
-            QueueFull, Interrupted, KeyReused, LimitReached, NotEnoughCredit: before anything was written.
+            QueueFull, DiskNearlyFull, Interrupted, KeyReused, LimitReached, NotEnoughCredit: nothing was written.
             EngineLost, Cancelled, JobFailed, PipelineError, StorageError: why there is no picture.
         """
         taking = self._take_apart(order, key)
@@ -142,7 +142,7 @@ class Jobs:
         """Queue a job anew that failed or was cancelled, at the price of before.
 
         Raises:
-            JobNotFound, IllegalTransition, QueueFull, LimitReached, NotEnoughCredit: and nothing changed.
+            JobNotFound, IllegalTransition, QueueFull, DiskNearlyFull, LimitReached, NotEnoughCredit: nothing changed.
         """
         former = await self.store.get(owner_id, job_id)
         if former.finished_at is not None and (ending := self._tasks.get(job_id)):
@@ -234,6 +234,7 @@ class Jobs:
         # Looked at before room is kept, so that whoever is over its limits takes no room from others.
         if (key or terms) and (known := await self.store.foresee(new, key, terms)):
             return known
+        self.room.demand()
         with self._scheduler.reserve(order.entry, order.requests):
             job = await self.store.insert(new, key, terms)
         # Nothing is awaited from here to the line, so the room is still there.

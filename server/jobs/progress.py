@@ -78,7 +78,7 @@ class Progress:
 
     def _left(self, run: Run | None, ends: Mapping[int, float]) -> float | None:
         """Seconds until all of a job's images will be done, where that can be told."""
-        if run is None or not run.tickets or (self._scheduler.paused and not run.at_work):
+        if run is None or not run.tickets or (self._scheduler.pauses and not run.at_work):
             return None
         promised = run.began + run.promised  # of one that has come since the last forecast
         known = [ends.get(ticket.order, promised) for ticket in run.tickets if ticket.live]
@@ -91,9 +91,9 @@ class Progress:
         if _ending(job, run):
             return "saving"
         if run is None or not run.tickets:
-            return "waiting for the next attempt" if job.attempts else "waiting in queue"
+            return "waiting for the next attempt" if job.attempts or job.due_at else "waiting in queue"
         if not run.at_work or job.status is JobStatus.PENDING:
-            return "the queue is paused" if self._scheduler.paused else self._waiting(run)
+            return next(iter(self._scheduler.pauses), None) or self._waiting(run)
         return _at_work(run.tickets)
 
     def _waiting(self, run: Run) -> str:

@@ -15,7 +15,7 @@ async def resume(jobs: Jobs, catalogue: Catalogue) -> None:
     One of them may be what ended that run. So none takes another along if it does that again, and those under which
     it happened least often go first.
     """
-    suspects = [job for job in await jobs.store.pending() if job.suspect and jobs.find(job.id) is None]
+    suspects = [job for job in await jobs.store.pending(suspect=True) if jobs.find(job.id) is None]
     for job in sorted(suspects, key=lambda job: (job.losses, job.attempts)):
         await jobs.idle()
         log.info("job %s goes on, which was being processed when the server stopped", job.id)

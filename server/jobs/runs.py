@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from pipelines.errors import CheckpointError, DeviceLost
 from server.disconnect import ClientGone
 from server.endings import ImageEnd, error_code
 from server.errors import Cancelled, EngineLost, Interrupted, explain, public
+from server.jobs.backoff import BACKOFF_SECONDS, MOST_BACKOFF_SECONDS, backoff, passes, spends
 from server.jobs.keeping import Kept, discard, keep
 from server.jobs.orders import Order
 from server.scheduling.loop import Scheduler
@@ -29,11 +29,6 @@ log = logging.getLogger(__name__)
 
 KEEPING_WEIGHT = 0.2
 """Of the newest job in the mean of how long keeping takes."""
-
-BACKOFF_SECONDS = 5.0
-"""Until a job's second attempt; each further one waits twice as long, and all of them are scattered."""
-
-MOST_BACKOFF_SECONDS = 300.0
 
 
 @dataclass(eq=False)
@@ -200,8 +195,10 @@ class Runner:
 
     async def _complete(self, run: Run, made: Sequence[Kept | BaseException]) -> JobRecord:
         """Write the rows of the pictures and the job's end; the first failure if there is no picture."""
-        if lost := next((one for one in made if isinstance(one, DeviceLost)), None):
-            raise lost  # one image fails alone; without a device the whole job is done again
+        # One image fails alone; without a device, or without room when nobody waits, the whole job is done again.
+        everybody = (DeviceLost,) if run.job.attached else (DeviceLost, DiskFull)
+        if error := next((one for one in made if isinstance(one, everybody)), None):
+            raise error
         kept = [one for one in made if isinstance(one, Kept)]
         failures = {
             index: public(one, run.order.entry.name) for index, one in enumerate(made) if isinstance(one, BaseException)
@@ -257,7 +254,7 @@ class Runner:
             await self._store.cancel(run.job.owner_id, run.job.id)
         elif isinstance(error, DeviceLost) or (isinstance(error, Interrupted) and not run.job.attached):
             return await self._requeue(run, error)
-        elif not run.job.attached and explain(error)[0].retry and run.job.attempts < run.job.max_attempts:
+        elif not run.job.attached and passes(run.job, error):
             await self._postpone(run, error)
             return None
         else:
@@ -265,7 +262,12 @@ class Runner:
         return error
 
     async def _requeue(self, run: Run, error: Exception) -> Exception:
-        """Leave a job to the next run of the server, as its client was or will be told."""
+        """Leave a job to the next run of the server, as its client was or will be told.
+
+        Of one that only waited its row says so already: a stop with thousands in line writes none of them.
+        """
+        if isinstance(error, Interrupted) and run.job.status is JobStatus.PENDING:
+            return EngineLost(run.job.id)
         left = await self._store.requeue(run.job.id, str(error), lost=isinstance(error, DeviceLost))
         log.warning("job %s is %s: %s", left.id, left.status, left.error_message)
         return EngineLost(left.id) if left.status is JobStatus.PENDING else error
@@ -273,17 +275,16 @@ class Runner:
     async def _postpone(self, run: Run, error: Exception) -> None:
         """Let a job wait for its next attempt; as long as the database refuses to say so, that is asked again."""
         answer, message = explain(error)
-        backoff = min(MOST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** max(0, run.job.attempts - 1))
-        backoff *= random.uniform(0.5, 1.0)
+        pause, spent = backoff(run.job, error), spends(error)
         while True:
-            due = datetime.now(UTC) + timedelta(seconds=backoff)
+            due = datetime.now(UTC) + timedelta(seconds=pause)
             try:
-                run.job = await self._store.postpone(run.job.id, due, answer.code, message)
+                run.job = await self._store.postpone(run.job.id, due, answer.code, message, spent=spent)
                 break
             except (DatabaseBusy, DiskFull):
                 if await _first(run.stopping, BACKOFF_SECONDS):
                     raise
-        log.warning("job %s failed and is tried again in %.0f s: %s", run.job.id, backoff, error)
+        log.warning("job %s failed and is tried again in %.0f s: %s", run.job.id, pause, error)
         run.tickets = []
         run.begun = asyncio.Event()
         self._changed(run)

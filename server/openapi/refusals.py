@@ -11,9 +11,9 @@ from server.errors import (
     UNFORESEEN,
     Answer,
     BodyTooLarge,
-    BodyTooSlow,
     CrossSite,
     Forbidden,
+    RequestTooSlow,
     Unauthenticated,
     WrongMediaType,
     answer_of,
@@ -25,7 +25,7 @@ EVERY_ROUTE = (InvalidRequest,)
 """A malformed Host header is one."""
 WITH_CALLER = (Unauthenticated, Forbidden, DatabaseBusy, DatabaseDamaged, DiskFault)
 UNSAFE = (CrossSite, DiskFull)
-WITH_BODY = (BodyTooSlow, BodyTooLarge, WrongMediaType)
+WITH_BODY = (RequestTooSlow, BodyTooLarge, WrongMediaType)
 WITH_PARAMETERS = (NotFound,)
 
 

@@ -9,7 +9,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from pipelines.errors import InvalidRequest, UnknownModel
 from pipelines.request import check_range
-from server.body import read_json
+from server.body import SMALL_JSON_BYTES, read_json
 from server.generation_body import EXAMPLE, MAX_PRIORITY, GenerationBody
 from server.identity.caller import Caller
 from server.intake import REFUSED, Intake, read_order
@@ -128,7 +128,7 @@ class Jobs(Controller):
         job_id: FromPath[str],
     ) -> Success[JobFacts]:
         """Give a job another priority, or move it to the front of its priority."""
-        priority, to_front = _place(await read_json(request))
+        priority, to_front = _place(await read_json(request, SMALL_JSON_BYTES))
         job = await services.jobs.change(caller.owner_id, job_id, priority=priority, to_front=to_front)
         return success(await services.progress.one(job))
 

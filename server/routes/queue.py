@@ -8,7 +8,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from pipelines.errors import InvalidRequest
-from server.body import read_json
+from server.body import SMALL_JSON_BYTES, read_json
 from server.errors import Forbidden, NoPreview
 from server.facts import Queue
 from server.identity.caller import Caller
@@ -103,7 +103,7 @@ class QueueVerbs(Controller):
         job_id: FromPath[str],
     ) -> Success[QueuedJob]:
         """Cancel a job, or queue it anew: one of the caller's, or for operators anybody's."""
-        wanted = (await read_json(request)).get("status")
+        wanted = (await read_json(request, SMALL_JSON_BYTES)).get("status")
         if wanted == JobStatus.CANCELLED:
             job = await services.jobs.cancel(caller.reach, job_id)
         elif wanted == JobStatus.PENDING:

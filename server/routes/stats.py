@@ -256,11 +256,14 @@ def _used(share: Share) -> Used:
 
 def _seconds(seconds: Seconds) -> GenerationSeconds:
     told = {"mean": seconds.mean} | {f"p{percent}": value for percent, value in seconds.percentiles.items()}
-    return cast(GenerationSeconds, {name: None if value is None else round(value, 3) for name, value in told.items()})
+    return cast(GenerationSeconds, {name: _rounded(value) for name, value in told.items()})
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _prompt(job: JobRecord, images: list[ImageRecord], links: Links) -> PromptFacts:
-    ended, began = job.finished_at, job.started_at
     return {
         "id": job.id,
         "prompt": job.prompt,
@@ -268,7 +271,7 @@ def _prompt(job: JobRecord, images: list[ImageRecord], links: Links) -> PromptFa
         "model": job.model,
         "status": job.status,
         "cost": job.cost,
-        "seconds": round((ended - began).total_seconds(), 3) if ended and began else None,
+        "seconds": _rounded((job.outcome or {}).get("seconds")),
         "imageUrls": [links.address(image.media_name, image.public) for image in images],
         "thumbnailUrls": [links.address(image.thumbnail_name, image.public) for image in images],
         "createdAt": iso(job.created_at),

@@ -27,7 +27,7 @@ from server.scheduling.meter import Meter
 from server.scheduling.models import Models
 from server.scheduling.outlook import Outlook
 from server.scheduling.previews import Previews
-from server.scheduling.queue import ORDINARY, Line, Picture, QueueFull, Stage, Submission, Ticket
+from server.scheduling.queue import ASKED, ORDINARY, Line, Picture, QueueFull, Stage, Submission, Ticket
 from server.scheduling.verbs import EngineVerbs, Visits, prepare
 from server.scheduling.workers import Worker
 
@@ -71,7 +71,7 @@ class Scheduler:
         self._max_rows = max_rows
         self.line = Line()
         self._orders = count()
-        self.paused = False
+        self.pauses = set[str]()  # why no image is begun, in words
         self._loads = Worker(self._load_some, every=HOUSEKEEPING_SECONDS)
         self._begins = Worker(self._begin_some, every=policy.LOOK_SECONDS)
         self._steps = Worker(self._step_some)
@@ -124,9 +124,9 @@ class Scheduler:
         ticket.wanted = wanted
         self._wake_all()
 
-    def pause(self, paused: bool) -> None:
-        """Begin no more images, or begin them again; those begun go on."""
-        self.paused = paused
+    def pause(self, paused: bool, cause: str = ASKED) -> None:
+        """Begin no more images, or begin them again when no other cause is left; those begun go on."""
+        (self.pauses.add if paused else self.pauses.discard)(cause)
         self._wake_all()
 
     async def load(self, entry: ModelEntry) -> None:
@@ -185,7 +185,7 @@ class Scheduler:
 
     async def _begin_some(self) -> bool:
         """Encode prompts and draw the noise of the images next in line."""
-        if self.paused or not (waiting := self.line.in_turn):
+        if self.pauses or not (waiting := self.line.in_turn):
             return False
         ready = [ticket for ticket in waiting if ticket.key.model in self.models.resident]
         ready = policy.not_held(ready, waiting, partial(self.models.crowding, busy=self.line.busy))

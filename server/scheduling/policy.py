@@ -17,7 +17,8 @@ holds this against other orders.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from heapq import heapify, heappop
+from typing import Protocol, TypeAlias, TypeVar
 
 from pipelines.request import BatchKey
 from server.scheduling.fairness import MOST_SHARES
@@ -113,6 +114,9 @@ class Caps(Protocol):
 
 C = TypeVar("C", bound=Candidate)
 
+Weighed: TypeAlias = tuple[tuple[int, int], float, C]
+"""An image with its rank and the value that one row of its step has among its like; thousands may be weighed a turn."""
+
 
 def ride(images: Sequence[C], costs: Costs, caps: Caps, crowd: int) -> list[C]:
     """The batch of the next step: images of one key, at most `caps(key)` rows (one image always fits).
@@ -122,13 +126,17 @@ def ride(images: Sequence[C], costs: Costs, caps: Caps, crowd: int) -> list[C]:
     Args:
         crowd: how many images there are in all, those not begun too.
     """
+    return _ride([_weigh(image) for image in images], costs, caps, crowd)
+
+
+def _ride(images: Sequence["Weighed[C]"], costs: Costs, caps: Caps, crowd: int) -> list[C]:
     if not images:
         return []
-    alike: dict[BatchKey, list[tuple[tuple[int, int], C]]] = {}
-    for image in images:
-        alike.setdefault(image.key, []).append((_rank(image), image))
-    ranks = {key: max(rank for rank, _ in ranked) for key, ranked in alike.items()}
-    foremost, top = max(ranks.values()), max(image.priority for image in images)
+    alike: dict[BatchKey, list[Weighed[C]]] = {}
+    for weighed in images:
+        alike.setdefault(weighed[2].key, []).append(weighed)
+    ranks = {key: max(rank for rank, _, _ in ranked) for key, ranked in alike.items()}
+    foremost, top = max(ranks.values()), max(image.priority for _, _, image in images)
     powers = min(MOST_EFFICIENCY, crowd / CROWD), min(MOST_EFFICIENCY, crowd / MULTITUDE)
     best: list[C] = []
     highest = -1.0
@@ -169,16 +177,16 @@ def admit(waiting: Sequence[C], begun: Sequence[C], costs: Costs, caps: Caps, mo
         return []
     crowd = len(waiting) + len(begun)
     rows = sum(image.rows for image in begun)
-    everybody = [*begun, *waiting]
+    everybody = [_weigh(image) for image in (*begun, *waiting)]
     chosen: list[C] = []
     for batches in (URGENT_BATCHES, BATCHES_BEGUN):
-        riding = set(map(id, ride(everybody, costs, caps, crowd)))
+        riding = set(map(id, _ride(everybody, costs, caps, crowd)))
         for image in waiting:
             fits = rows < batches * most_rows and (not chosen or image.key.model == chosen[0].key.model)
             if id(image) in riding and fits:
                 chosen.append(image)
                 rows += image.rows
-        everybody = [image for image in everybody if id(image) not in riding]
+        everybody = [weighed for weighed in everybody if id(weighed[2]) not in riding]
     return chosen
 
 
@@ -239,36 +247,45 @@ def presses(slack: float, solo: float) -> bool:
 
 def _rank(image: Candidate) -> tuple[int, int]:
     """What goes before value: the class, and within it who waited too long or has a deadline at stake."""
-    if image.shares >= STARVED:
-        return ABOVE_ALL, int(image.shares)
-    return image.priority, 2 if image.shares >= MOST_SHARES else 1 if image.pressing else 0
+    return _ranked(image, image.shares)
+
+
+def _ranked(image: Candidate, shares: float) -> tuple[int, int]:
+    if shares >= STARVED:
+        return ABOVE_ALL, int(shares)
+    return image.priority, 2 if shares >= MOST_SHARES else 1 if image.pressing else 0
+
+
+def _weigh(image: C) -> Weighed[C]:
+    shares = image.shares
+    return _ranked(image, shares), (1 + shares) / (image.evaluations_left * image.rows), image
 
 
 def _best_of(
-    ranked: Sequence[tuple[tuple[int, int], C]], top: int, powers: tuple[float, float], costs: Costs, most: int
+    ranked: Sequence[Weighed[C]], top: int, powers: tuple[float, float], costs: Costs, most: int
 ) -> tuple[list[C], float]:
-    """Of one key's images, with their ranks, those whose step has the highest value per second, and that value."""
-    present = min(most, sum(image.rows for _, image in ranked))
+    """Of one key's images those whose step has the highest value per second, and that value."""
+    present = min(most, sum(image.rows for _, _, image in ranked))
     of_present, of_potential = powers
     chosen: list[C] = []
     best: tuple[int, float] = (0, -1.0)
     rows, value = 0, 0.0
-    entries = [(rank, _worth(image, top), -image.order, image) for rank, image in ranked]
-    for _, worth, _, image in sorted(entries, key=lambda entry: entry[:3], reverse=True):
+    # A heap, for of thousands only the first few are taken; no two have one order, so images are never compared.
+    entries = [
+        (-rank[0], -rank[1], -worth if rank[0] >= top else -worth * CLASS_VALUE ** (top - rank[0]), image.order, image)
+        for rank, worth, image in ranked
+    ]
+    heapify(entries)
+    while entries and (not chosen or rows < most):
+        _, _, negative, _, image = heappop(entries)
         if chosen and rows + image.rows > most:
             continue
         chosen.append(image)
         rows += image.rows
-        value += worth * image.rows
+        value -= negative * image.rows
         efficiency = costs.efficiency(image.key, rows, max(rows, present)) ** of_present
         efficiency *= costs.efficiency(image.key, rows, most) ** of_potential
         rate = value / costs.step_seconds(image.key, rows) * efficiency
         if rate > best[1]:
             best = (len(chosen), rate)
     return chosen[: best[0]], best[1]
-
-
-def _worth(image: Candidate, top: int) -> float:
-    """The value that one row of a step of this image has; who is starved is of no lower class."""
-    lower = 1.0 if image.shares >= STARVED else CLASS_VALUE ** max(0, top - image.priority)
-    return (1 + image.shares) * lower / (image.evaluations_left * image.rows)

@@ -143,7 +143,7 @@ class Ticket:
     def owner(self) -> str:
         return self.wanted.owner
 
-    @property
+    @cached_property
     def tenant(self) -> Tenant:
         return self.wanted.tenant
 
@@ -215,6 +215,10 @@ class Ticket:
     def fail(self, error: BaseException) -> None:
         if self.live:
             self.future.set_exception(error)
+
+
+ASKED = "the queue is paused"
+"""Why nothing is begun, when an operator asked for that."""
 
 
 class Line:

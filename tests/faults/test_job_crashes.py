@@ -10,7 +10,7 @@ import pytest
 
 from storage.job_lists import JobLists
 from storage.records import JobQuery, JobStatus
-from tests.dying_server import POINTS, serve_and_die
+from tests.faults.dying_server import POINTS, serve_and_die
 from tests.storage_fakes import check_invariants, child, opened
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +53,7 @@ async def test_killed_at_a_named_point(tmp_path: Path, point: str) -> None:
     assert found[JobStatus.FAILED] == 0
 
 
+@pytest.mark.timeout(180 + 10 * KILLS)
 async def test_killed_at_random_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, acknowledged = tmp_path / "data", tmp_path / "acknowledged"
     acknowledged.touch()

@@ -20,6 +20,7 @@ from server.weights import WeightHashes
 from storage.database import Database
 from storage.files import MediaFiles
 from storage.jobs import JobStore
+from storage.room import Room
 from tests.fakes import FakeEngine, entry, request
 
 CATALOG = Catalog({"fake": entry("fake")}, "fake", Path("models.toml"))
@@ -39,7 +40,7 @@ async def _serve(folder: Path, acknowledged: Path, point: str, new_jobs: int) ->
     database = await Database.open(folder)
     gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     scheduler = Scheduler(engine, gpu, loader, max_rows=8, queue_limit=10_000)
-    jobs = Jobs(database, folder, scheduler, WeightHashes(None), Events())
+    jobs = Jobs(database, Room(folder), scheduler, WeightHashes(None), Events())
     await jobs.recover(CATALOG)
     computing = asyncio.create_task(scheduler.run())
     resuming = asyncio.create_task(resume(jobs, Catalogue(CATALOG)))
