@@ -12,6 +12,7 @@ StorageError
 ├── NotFound
 │   ├── JobNotFound
 │   ├── ImageNotFound
+│   ├── WebhookNotFound
 │   └── MediaNotFound
 ├── KeyReused              a client's key that stands for another request already
 ├── JobEnded               a job whose place in line is to change has ended
@@ -89,6 +90,11 @@ class JobNotFound(NotFound):
 class ImageNotFound(NotFound):
     def __init__(self, image_id: str) -> None:
         super().__init__(f"There is no image {image_id}.")
+
+
+class WebhookNotFound(NotFound):
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"There is no webhook {webhook_id}.")
 
 
 class MediaNotFound(NotFound):

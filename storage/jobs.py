@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import and_, true, update
+from sqlalchemy import Update, and_, true, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from storage import client_keys
+from storage import client_keys, outbox
 from storage.database import Database
 from storage.errors import IllegalTransition, JobEnded, JobNotFound
 from storage.records import (
@@ -23,6 +23,7 @@ from storage.records import (
     Recovered,
 )
 from storage.tables import Image, Job
+from storage.webhook_records import EventType
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset({JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.FAILED, JobStatus.CANCELLED}),
@@ -98,7 +99,11 @@ class JobStore:
         }
         async with self._database.write() as session:
             job = await _move(session, job_id, JobStatus.COMPLETED, changes, boot_id=boot_id)
-            session.add_all(_image(job, new) for new in images)
+            rows = [_image(job, new) for new in images]
+            session.add_all(rows)
+            await outbox.tell(session, EventType.GENERATED, rows)
+            if error_code is not None:
+                await outbox.tell(session, EventType.FAILED, [job])
         return record_of(job)
 
     async def fail(self, job_id: str, code: str, message: str) -> JobRecord:
@@ -172,6 +177,7 @@ class JobStore:
         async with self._database.write() as session:
             cleared = list(await session.exec(select(Job.id).where(waiting)))
             await session.exec(update(Job).where(waiting).values(changes))
+            await outbox.tell_failed(session, cleared)
         return cleared
 
     async def get(self, owner_id: str | None, job_id: str) -> JobRecord:
@@ -202,10 +208,12 @@ class JobStore:
         spent = col(Job.attempts) >= col(Job.max_attempts)
         requeued = {"status": JobStatus.PENDING, "boot_id": None, "started_at": None}
         async with self._database.write() as session:
-            gone = await session.exec(update(Job).where(*left_open, col(Job.attached)).values(_interrupted(NOBODY)))
-            failures = await session.exec(update(Job).where(*left_behind, spent).values(_interrupted(EACH_TIME)))
+            gone = update(Job).where(*left_open, col(Job.attached)).values(_interrupted(NOBODY))
+            failures = update(Job).where(*left_behind, spent).values(_interrupted(EACH_TIME))
+            failed = [job_id for ending in (gone, failures) for job_id in await _ended(session, ending)]
             returns = await session.exec(update(Job).where(*left_behind).values(requeued))
-        return Recovered(requeued=returns.rowcount, failed=gone.rowcount + failures.rowcount)
+            await outbox.tell_failed(session, failed)
+        return Recovered(requeued=returns.rowcount, failed=len(failed))
 
 
 async def _move(
@@ -228,7 +236,14 @@ async def _move(
         raise JobNotFound(job_id)
     if changed.rowcount == 0:
         raise IllegalTransition(job_id, job.status, target)
+    if target in (JobStatus.FAILED, JobStatus.CANCELLED):
+        await outbox.tell(session, EventType.FAILED, [job])
     return job
+
+
+async def _ended(session: AsyncSession, ending: Update) -> Sequence[str]:
+    """Carry out an update that ends jobs; the ids of those it ended."""
+    return (await session.exec(ending.returning(col(Job.id)))).scalars().all()
 
 
 async def _owned(session: AsyncSession, owner_id: str | None, job_id: str) -> Job:
