@@ -34,6 +34,8 @@ from server.jobs.progress import Progress
 from server.jobs.resuming import resume
 from server.metrics import Metrics, Snapshot
 from server.openapi import openapi_config
+from server.outbound.addresses import Rules
+from server.outbound.client import Outbound
 from server.overview import Overview
 from server.routes import controllers
 from server.scheduling.loop import Scheduler
@@ -42,9 +44,11 @@ from server.settings import Settings
 from server.state import Readiness, Services
 from server.tracing import tracing
 from server.watchdog import watch
+from server.webhooks.dispatcher import Dispatcher
 from server.weights import WeightHashes
 from storage.database import Database
 from storage.stats import Stats
+from storage.webhooks import DeliveryStore, WebhookStore
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +120,8 @@ async def _services(
         readiness = Readiness({"models": "the default model is loading"})
         overview = Overview(scheduler, metrics)
         progress = Progress(jobs, scheduler, overview)
+        outbound = Outbound(Rules.parse(settings.webhook_hosts))
+        dispatcher = Dispatcher(DeliveryStore(database), outbound, database.events_written, settings.public_url)
         services = Services(
             settings=settings,
             catalogue=Catalogue(catalog),
@@ -128,10 +134,12 @@ async def _services(
             progress=progress,
             feed=Feed(jobs, events, progress, scheduler.previews),
             stats=Stats(database),
+            webhooks=WebhookStore(database),
+            outbound=outbound,
         )
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))
-        helping = [watch(gpu), resume(jobs, services.catalogue), _follow(services)]
+        helping = [watch(gpu), resume(jobs, services.catalogue), _follow(services), dispatcher.run()]
         tasks = [*(asyncio.create_task(help) for help in helping), computing]
         for task in tasks:
             task.add_done_callback(_told)

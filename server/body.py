@@ -1,35 +1,48 @@
 """Reading a request's body: JSON only, bounded in size and time, and never an error 500 whatever the bytes."""
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
 from litestar.exceptions import InternalServerException
 
 from pipelines.errors import InvalidRequest
+from pipelines.wording import mistyped, nearest
 from server.disconnect import ClientGone
-from server.errors import BodyTooLarge, BodyTooSlow, WrongMediaType
+from server.errors import BodyTooLarge, BodyTooSlow, MissingField, UnknownField, WrongMediaType
 
 MAX_JSON_BYTES = 1024 * 1024
 MAX_BODY_SECONDS = 30.0
 """uvicorn itself waits for ever, so a thousand clients that never finish would hold a thousand connections."""
 
 
+JSON = "application/json"
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def media_type(request: Request[Any, Any, Any]) -> str:
+    """What the body is declared as, without parameters."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
 async def read_json(
-    request: Request[Any, Any, Any], limit: int = MAX_JSON_BYTES, patience: float = MAX_BODY_SECONDS
+    request: Request[Any, Any, Any],
+    limit: int = MAX_JSON_BYTES,
+    patience: float = MAX_BODY_SECONDS,
+    allowed: str = JSON,
 ) -> dict[str, Any]:
     """The body as a JSON object.
 
     The declared type is insisted on: a page on another site may send `text/plain` here without asking, but not
-    `application/json`.
+    `application/json`, nor any other type that a route may allow.
 
     Raises:
         WrongMediaType, BodyTooLarge, BodyTooSlow, InvalidRequest, ClientGone.
     """
-    declared = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if declared != "application/json":
-        raise WrongMediaType("Send the body as JSON with the header Content-Type: application/json.")
+    if media_type(request) != allowed:
+        raise WrongMediaType(f"Send the body as JSON with the header Content-Type: {allowed}.")
     try:
         async with asyncio.timeout(patience):
             body = await _read(request, limit)
@@ -44,6 +57,28 @@ async def read_json(
     if not isinstance(data, dict):
         raise InvalidRequest("body", "The body must be a JSON object.")
     return data
+
+
+async def read_struct(request: Request[Any, Any, Any], kind: type[Body]) -> Body:
+    """The body as a struct that knows its fields.
+
+    Raises:
+        MissingField, UnknownField, InvalidRequest: naming the field; and what `read_json` raises.
+    """
+    data = await read_json(request)
+    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name in data:
+        if name not in known:
+            raise UnknownField(name[:80], f"Unknown field {name[:80]!r}{nearest(name[:80], known)}")
+    for name, field in known.items():
+        if field.required and name not in data:
+            raise MissingField(name, f"{name} is required.")
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        complaint, _, place = str(error).partition(" - at `$.")
+        name = place.rstrip("`")
+        raise InvalidRequest(name, f"{name} {mistyped(complaint)}.") from error
 
 
 async def _read(request: Request[Any, Any, Any], limit: int) -> bytes:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pipelines.budgets import RULE, budget_bytes
 from pipelines.wording import nearest
+from server.outbound.addresses import HOSTS_RULE, Rules
 
 _PREFIX = "DARKROOM_"
 _DEVICE = re.compile(r"auto|cuda(:\d+)?|mps|cpu")
@@ -38,6 +39,7 @@ class Settings:
         queue_seconds: the most work that may wait or run, in seconds of the device; the same answer.
         grace: seconds that a stop gives to pictures which are begun.
         public_url: what absolute URLs start with, when the server stands behind a proxy.
+        webhook_hosts: hosts and networks besides the public internet to which webhooks may be sent.
         log_level: debug, info, warning or error.
     """
 
@@ -54,6 +56,7 @@ class Settings:
     queue_seconds: int = 300
     grace: int = 30
     public_url: str = ""
+    webhook_hosts: str = ""
     log_level: str = "info"
 
     @classmethod
@@ -104,6 +107,10 @@ class Settings:
                 budget_bytes(getattr(self, name), whole=0, auto=0)
             except ValueError:
                 yield name, RULE
+        try:
+            Rules.parse(self.webhook_hosts)
+        except ValueError:
+            yield "webhook_hosts", HOSTS_RULE
         if not _DEVICE.fullmatch(self.device):
             yield "device", "auto, cuda, cuda:N, mps or cpu"
         if self.log_level not in _LEVELS:

@@ -10,11 +10,13 @@ from server.jobs.feed import Feed
 from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
 from server.metrics import Metrics
+from server.outbound.client import Outbound
 from server.overview import Overview
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
 from server.weights import WeightHashes
 from storage.stats import Stats
+from storage.webhooks import WebhookStore
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Services:
     progress: Progress
     feed: Feed
     stats: Stats
+    webhooks: WebhookStore
+    outbound: Outbound
 
     @property
     def catalog(self) -> Catalog:
