@@ -36,7 +36,8 @@ class WebhookStore:
 
     async def insert(self, new: NewWebhook) -> WebhookRecord:
         async with self._database.write() as session:
-            webhook = Webhook(id=str(uuid4()), created_at=datetime.now(UTC), **asdict(new))
+            facts = asdict(new) | {"types": list(new.types)}
+            webhook = Webhook(id=str(uuid4()), created_at=datetime.now(UTC), **facts)
             session.add(webhook)
         return _webhook(webhook)
 
