@@ -77,8 +77,8 @@ async def read_struct(request: Request[Any, Any, Any], kind: type[Body]) -> Body
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         complaint, _, place = str(error).partition(" - at `$.")
-        name = place.rstrip("`")
-        raise InvalidRequest(name, f"{name} {mistyped(complaint)}.") from error
+        place = place.rstrip("`")
+        raise InvalidRequest(place.partition("[")[0], f"{place} {mistyped(complaint)}.") from error
 
 
 async def _read(request: Request[Any, Any, Any], limit: int) -> bytes:

@@ -37,6 +37,8 @@ def test_the_environment_is_read_and_an_override_wins() -> None:
         ("DARKROOM_PUBLIC_URL", "https://a.example/?x=1", "without . or #"),
         ("DARKROOM_PUBLIC_URL", "https://a.example:port", "http:// or https:// address"),
         ("DARKROOM_PUBLIC_URL", "https://a b.example", "http:// or https:// address"),
+        ("DARKROOM_WEBHOOK_HOSTS", "http://x", r"must be hosts \(hooks.lan\).* with commas, not 'http://x'"),
+        ("DARKROOM_WEBHOOK_HOSTS", "10.0.0.0/99", "or networks"),
         ("DARKROOM_MODELS", "/nowhere/models.toml", "names /nowhere/models.toml, and there is no such file"),
     ],
 )

@@ -85,7 +85,10 @@ async def test_each_image_of_a_job_is_an_event(database: Database) -> None:
     assert await written(database) == [("image.generated", image.id) for image in images]
 
 
-async def test_a_job_without_all_of_its_pictures_is_one_event(database: Database) -> None:
+async def test_a_job_without_all_of_its_pictures_is_one_event(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.outbox.BATCH", 2)
     await endpoint(database)
     jobs = JobStore(database)
     ids = [(await jobs.insert(new_job(attached=bool(index)))).id for index in range(6)]
@@ -104,7 +107,7 @@ async def test_a_job_without_all_of_its_pictures_is_one_event(database: Database
         ("image.generated", image.id),
         ("image.failed", ids[2]),
     ]
-    assert sorted(events[4:]) == sorted(("image.failed", id) for id in ids[3:])
+    assert events[4:] == [("image.failed", id) for id in ids[3:]]
 
 
 async def test_jobs_that_a_dead_run_left_are_told_of(database: Database) -> None:
@@ -445,6 +448,26 @@ async def test_an_end_that_cannot_be_written_down_is_kept_until_it_can(
             await finished_job(database, new_image())
             await settled(database, webhook, 1)
         assert len(receiver.received) == 1 and len(refused) == 2
+
+
+async def test_a_stop_in_the_middle_of_writing_down_waits_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, reached, go_on = DeliveryStore.record, asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any) -> None:
+        reached.set()
+        await go_on.wait()
+        await original(*arguments)
+
+    monkeypatch.setattr(DeliveryStore, "record", slow)
+    with receiving() as receiver:
+        webhook = await endpoint(database, receiver.url)
+        async with delivering(database):
+            await finished_job(database, new_image())
+            await reached.wait()
+            asyncio.get_running_loop().call_later(0.05, go_on.set)
+        assert await deliveries(database, webhook) == [(DeliveryStatus.DELIVERED, 1, 204)]
 
 
 # What outlasts the server.

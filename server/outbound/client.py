@@ -69,7 +69,7 @@ class Outbound:
         try:
             async with asyncio.timeout(self._seconds):
                 addresses = await self._resolve(place.host, place.port)
-        except (OSError, UnicodeError) as error:  # a TimeoutError is an OSError
+        except (OSError, ValueError) as error:  # a timeout is an OSError, a label that is none a ValueError
             raise AddressRefused(f"the host {place.host} cannot be found.") from error
         self._rules.check(place, addresses)
         return place, addresses
@@ -127,7 +127,7 @@ class _Pinned(httpcore.AsyncNetworkBackend):
 
 
 async def look_up(host: str, port: int) -> Sequence[Address]:
-    """A host's addresses, in the system's order of preference. Raises OSError; UnicodeError.
+    """A host's addresses, in the system's order of preference. Raises OSError; ValueError.
 
     Each time in a thread of its own that nobody waits for at the end: a resolver may hang for longer than a stop may.
     """

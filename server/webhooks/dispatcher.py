@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from server.outbound.addresses import AddressRefused
 from server.outbound.client import Outbound, OutboundFailed
@@ -115,11 +115,18 @@ def _headers(due: Due, now: datetime, body: bytes) -> dict[str, str]:
     }
 
 
-async def _patiently(ask: Callable[[], Awaitable[Found]]) -> Found:
-    """Ask the database until it answers."""
+async def _patiently(ask: Callable[[], Coroutine[Any, Any, Found]]) -> Found:
+    """Ask the database until it answers. Whoever is cancelled meanwhile waits for the answer still.
+
+    A connection that is cut off in the middle of a transaction may keep the database locked.
+    """
     while True:
+        asking = asyncio.create_task(ask())
         try:
-            return await ask()
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait({asking})
+            raise
         except StorageError as error:
             log.error("the webhooks' deliveries wait for the database: %s", error)
             await asyncio.sleep(FAULT_SECONDS)
