@@ -31,6 +31,7 @@ async def read_json(
     request: Request[Any, Any, Any],
     limit: int = MAX_JSON_BYTES,
     patience: float = MAX_BODY_SECONDS,
+    *,
     allowed: str = JSON,
 ) -> dict[str, Any]:
     """The body as a JSON object.
