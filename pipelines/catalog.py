@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import UnknownModel
 from pipelines.levers import Preset, Speed
@@ -126,6 +127,7 @@ class Catalog:
         path: the file they stand in; the demo's own where that of the operator names none.
         file: the operator's file, whether it is there or not; None for a catalogue that was not read from one.
         seen: how that file looked before it was read.
+        hub: its `[hub]` tables as they are written, for whoever knows what they mean.
     """
 
     entries: Mapping[str, ModelEntry]
@@ -133,6 +135,7 @@ class Catalog:
     path: Path
     file: Path | None = None
     seen: Look = None
+    hub: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def identities(self) -> frozenset[str]:

@@ -65,6 +65,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
     default: str | None = None
     models: dict[str, Any] = {}
+    hub: dict[str, Any] = {}
 
 
 def load_catalog(path: Path, families: Mapping[str, FamilyFacts]) -> Catalog:
@@ -75,6 +76,7 @@ def load_catalog(path: Path, families: Mapping[str, FamilyFacts]) -> Catalog:
     """
     file, seen = path, look(path)  # looked at before it is read, so that no edit falls between the two
     written = _read(path)
+    hub = written.hub
     if not written.models:
         if written.default is not None:
             raise CatalogError(f"{path}: default = {written.default!r}, but no [models.…] table is there.")
@@ -92,7 +94,7 @@ def load_catalog(path: Path, families: Mapping[str, FamilyFacts]) -> Catalog:
     default = written.default or next(iter(entries))
     if default not in entries:
         raise CatalogError(f"{path}: default = {default!r} is not a model{nearest(default, entries)}")
-    return Catalog(entries, default, path, file, seen)
+    return Catalog(entries, default, path, file, seen, hub)
 
 
 def look(file: Path) -> Look:

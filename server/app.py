@@ -40,6 +40,8 @@ from server.jobs.resuming import resume
 from server.limits import Allowances, Limits
 from server.metrics import Metrics, Snapshot
 from server.openapi.page import openapi_config
+from server.outbound.addresses import Rules
+from server.outbound.client import Outbound
 from server.overview import Overview
 from server.room import heed
 from server.routes import controllers
@@ -49,6 +51,7 @@ from server.settings import Settings, pairs_of
 from server.state import Readiness, Services
 from server.tracing import tracing
 from server.watchdog import watch
+from server.webhooks.dispatcher import Dispatcher
 from server.weights import WeightHashes
 from storage.admissions import Admissions
 from storage.credits import Credits
@@ -57,6 +60,7 @@ from storage.keys import KeyStore
 from storage.room import Room
 from storage.secrets import secret
 from storage.stats import Stats
+from storage.webhooks import DeliveryStore, WebhookStore
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +138,8 @@ async def _services(
             log.warning("nobody has a key yet: `darkroom keys create NAME --operator` makes one")
         links = Links(await secret(database, "links") if settings.auth_enabled else None, settings.link_hours)
         progress = Progress(jobs, scheduler, overview, links)
+        outbound = Outbound(Rules.parse(settings.webhook_hosts))
+        dispatcher = Dispatcher(DeliveryStore(database), outbound, database.events_written, links, settings.public_url)
         services = Services(
             settings=settings,
             catalogue=Catalogue(catalog),
@@ -150,10 +156,13 @@ async def _services(
             links=links,
             allowances=Allowances(limits, Admissions(database)),
             credits=Credits(database),
+            webhooks=WebhookStore(database),
+            outbound=outbound,
         )
         computing = asyncio.create_task(scheduler.run())
         computing.add_done_callback(lambda task: _stopped(task, services))
         helping = [watch(gpu), heed(room, scheduler), resume(jobs, services.catalogue), _follow(services)]
+        helping.append(dispatcher.run())
         tasks = [*(asyncio.create_task(help) for help in helping), computing]
         for task in tasks:
             task.add_done_callback(_told)

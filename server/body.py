@@ -1,7 +1,6 @@
 """Reading a request's body: JSON only, bounded in size and time, and never an error 500 whatever the bytes."""
 
 import asyncio
-import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from litestar.exceptions import InternalServerException
 from pipelines.errors import InvalidRequest
 from pipelines.wording import mistyped, nearest
 from server.disconnect import ClientGone
-from server.errors import BodyTooLarge, RequestTooSlow, UnknownField, WrongMediaType
+from server.errors import BodyTooLarge, MissingField, RequestTooSlow, UnknownField, WrongMediaType
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -26,21 +25,31 @@ SMALL_JSON_BYTES = 16 * 1024
 MAX_BODY_SECONDS = 30.0
 """uvicorn itself waits for ever, so a thousand clients that never finish would hold a thousand connections."""
 
+JSON = "application/json"
+
+
+def media_type(request: Request[Any, Any, Any]) -> str:
+    """What the body is declared as, without parameters."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
 
 async def read_json(
-    request: Request[Any, Any, Any], limit: int = MAX_JSON_BYTES, patience: float = MAX_BODY_SECONDS
+    request: Request[Any, Any, Any],
+    limit: int = MAX_JSON_BYTES,
+    patience: float = MAX_BODY_SECONDS,
+    *,
+    allowed: str = JSON,
 ) -> dict[str, Any]:
     """The body as a JSON object.
 
     The declared type is insisted on: a page on another site may send `text/plain` here without asking, but not
-    `application/json`.
+    `application/json`, nor any other type that a route may allow.
 
     Raises:
         WrongMediaType, BodyTooLarge, RequestTooSlow, InvalidRequest, ClientGone.
     """
-    declared = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if declared != "application/json":
-        raise WrongMediaType("Send the body as JSON with the header Content-Type: application/json.")
+    if media_type(request) != allowed:
+        raise WrongMediaType(f"Send the body as JSON with the header Content-Type: {allowed}.")
     try:
         async with asyncio.timeout(patience):
             body = await _read(request, limit)
@@ -57,7 +66,12 @@ async def read_json(
     return data
 
 
-def read_struct(data: dict[str, Any], kind: type[T], spelling: Mapping[str, str] = NO_SPELLING) -> T:
+async def read_struct(request: Request[Any, Any, Any], kind: type[T], limit: int = MAX_JSON_BYTES) -> T:
+    """The body as a struct. Raises what `to_struct` and `read_json` raise."""
+    return to_struct(await read_json(request, limit), kind)
+
+
+def to_struct(data: dict[str, Any], kind: type[T], spelling: Mapping[str, str] = NO_SPELLING) -> T:
     """The fields of a body, by their types.
 
     Args:
@@ -66,19 +80,24 @@ def read_struct(data: dict[str, Any], kind: type[T], spelling: Mapping[str, str]
         spelling: how the client wrote a field, where that differs from its name.
 
     Raises:
-        InvalidRequest: naming the field as the client wrote it; UnknownField.
+        MissingField, UnknownField, InvalidRequest: naming the field as the client wrote it.
     """
-    known = msgspec.structs.fields(kind)
+    known = {field.name: field for field in msgspec.structs.fields(kind)}
+    given = {name: value for name, value in data.items() if value is not None}
     for name in data:
-        if name not in [field.name for field in known]:
-            raise UnknownField(name[:80], f"Unknown field {name[:80]!r}{nearest(name[:80], [f.name for f in known])}")
+        if name not in known:
+            raise UnknownField(name[:80], f"Unknown field {name[:80]!r}{nearest(name[:80], known)}")
+    for name in known:
+        if known[name].required and name not in given:
+            raise MissingField(name, f"{name} is required.")
     try:
-        return msgspec.convert({name: value for name, value in data.items() if value is not None}, kind)
+        return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        message = str(error)
-        place = re.search(r"`\$\.(\w+)", message)
-        field = spelling.get(place[1], place[1]) if place else "body"
-        raise InvalidRequest(field, f"{field} {mistyped(message.split(' - at ')[0])}.") from error
+        complaint, _, place = str(error).partition(" - at `$.")
+        place = place.rstrip("`")
+        name = place.partition("[")[0]
+        field = spelling.get(name, name)
+        raise InvalidRequest(field, f"{field}{place.removeprefix(name)} {mistyped(complaint)}.") from error
 
 
 async def _read(request: Request[Any, Any, Any], limit: int) -> bytes:

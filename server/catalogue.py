@@ -12,6 +12,7 @@ from pipelines.errors import CatalogError, CheckpointError, PipelineError
 from pipelines.families import families, family_facts
 from pipelines.models_toml import load_catalog, look
 from pipelines.sources import inspect_entry
+from server.hub.mappings import check_mappings
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Catalogue:
         failure = None
         try:
             catalog = await asyncio.to_thread(load_catalog, file, family_facts())
+            check_mappings(catalog)
             await asyncio.to_thread(_check_checkpoints, catalog, self.present)
         except Exception as error:
             failure = error
@@ -142,6 +144,7 @@ def _difference(old: Catalog, new: Catalog) -> str:
         "changed": [name for name in both if new.entries[name] != old.entries[name]],
         "removed": [name for name in old.entries if name not in new.entries],
         "default": [new.default] if new.default != old.default else [],
+        "changed hub events": [type for type in {**old.hub, **new.hub} if old.hub.get(type) != new.hub.get(type)],
     }
     told = [f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names]
     return "; ".join(told) or "nothing changed"

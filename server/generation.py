@@ -13,7 +13,7 @@ from pipelines.quality import with_quality
 from pipelines.request import MAX_SEED, ImageRequest, Wishes, check_range, settle
 from pipelines.sizes import parse_size, size_of_ratio
 from pipelines.wording import nearest
-from server.body import read_struct
+from server.body import to_struct
 from server.errors import MissingField, UnknownField, UnsupportedField
 from server.generation_body import (
     ALIASES,
@@ -61,7 +61,7 @@ def read_body(data: dict[str, Any]) -> GenerationBody:
             raise InvalidRequest(written, f"{written} is given twice, with different values.")
     if "prompt" not in fields:
         raise MissingField("prompt", "prompt is required; describe the picture you want.")
-    return read_struct(fields, GenerationBody, spelling)
+    return to_struct(fields, GenerationBody, spelling)
 
 
 def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent: str | None = None) -> Order:

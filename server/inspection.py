@@ -13,6 +13,7 @@ from pipelines.errors import CatalogError, CheckpointError, DeviceError, Pipelin
 from pipelines.hashing import CACHE_NAME, FileHashes, model_hash
 from pipelines.models_toml import load_catalog
 from pipelines.sources import inspect_entry
+from server.hub.mappings import check_mappings
 from server.settings import Settings, unknown_variables
 from storage.schema import inspect_database
 
@@ -158,6 +159,7 @@ def _models(settings: Settings, device: "Device | None") -> Iterator[Finding]:
 
     try:
         catalog: Catalog = load_catalog(settings.models, family_facts())
+        check_mappings(catalog)
     except CatalogError as error:
         going = "a server that runs goes on with the last one that could be used; none can be started."
         yield Finding("models.toml", f"cannot be used; {going}", str(error))

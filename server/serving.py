@@ -52,9 +52,11 @@ def serve_forever(settings: Settings) -> int:
     from pipelines.engine import Engine
     from pipelines.families import family_facts
     from server.app import create_app
+    from server.hub.mappings import check_mappings
     from server.stopping import drain
 
     catalog = load_catalog(settings.models, family_facts())
+    check_mappings(catalog)
     device = pick_device(settings.device)
     click.echo(f"Device: {device}", err=True)
     settings = replace(settings, port=listener.getsockname()[1])

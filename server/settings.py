@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pipelines.budgets import RULE, budget_bytes, size_bytes
 from pipelines.wording import nearest
+from server.outbound.addresses import HOSTS_RULE, Rules
 
 _PREFIX = "DARKROOM_"
 _DEVICE = re.compile(r"auto|cuda(:\d+)?|mps|cpu")
@@ -57,6 +58,7 @@ class Settings:
         jobs_at_once: the most jobs of an owner that are at work at the same time.
         credits: on or off: whether jobs are paid for from their owners' balances.
         public_url: what absolute URLs start with, when the server stands behind a proxy.
+        webhook_hosts: hosts and networks besides the public internet to which webhooks may be sent.
         log_level: debug, info, warning or error.
     """
 
@@ -87,6 +89,7 @@ class Settings:
     jobs_at_once: int = 2
     credits: str = "off"
     public_url: str = ""
+    webhook_hosts: str = ""
     log_level: str = "info"
 
     @classmethod
@@ -152,6 +155,10 @@ class Settings:
             size_bytes(self.min_free, whole=0)
         except ValueError:
             yield "min_free", 'like "500MB", "2GB" or "5%", or 0'
+        try:
+            Rules.parse(self.webhook_hosts)
+        except ValueError:
+            yield "webhook_hosts", HOSTS_RULE
         if not _DEVICE.fullmatch(self.device):
             yield "device", "auto, cuda, cuda:N, mps or cpu"
         yield from self._broken_auth()

@@ -13,12 +13,14 @@ from server.jobs.jobs import Jobs
 from server.jobs.progress import Progress
 from server.limits import Allowances
 from server.metrics import Metrics
+from server.outbound.client import Outbound
 from server.overview import Overview
 from server.scheduling.loop import Scheduler
 from server.settings import Settings
 from server.weights import WeightHashes
 from storage.credits import Credits
 from storage.stats import Stats
+from storage.webhooks import WebhookStore
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Services:
     links: Links
     allowances: Allowances
     credits: Credits
+    webhooks: WebhookStore
+    outbound: Outbound
 
     @property
     def catalog(self) -> Catalog:

@@ -18,6 +18,9 @@ from storage.translation import typed_errors
 
 READER_COUNT = 4
 READER_PATIENCE = 30.0  # seconds until one that waits for a connection hears that the database is busy
+LEAVES_EVENTS = "leaves_events"
+"""What a session's `info` says of a transaction after which there are events to deliver."""
+
 BUSY_TIMEOUT = "PRAGMA busy_timeout = 5000"  # milliseconds
 # FULL costs an fsync per commit and is what makes an acknowledged job survive a power cut.
 WRITER_PRAGMAS = (
@@ -34,6 +37,8 @@ class Database:
     """One SQLite database, open for as long as this process serves from its folder."""
 
     def __init__(self, path: Path, lock: FolderLock) -> None:
+        self.events_written = asyncio.Event()
+        """Set after each commit that left something to deliver; who delivers clears it."""
         self._lock = lock
         # No time limit on the write connection: a writer waits for its turn instead of failing.
         self._writer = _engine(path, WRITER_PRAGMAS, "BEGIN IMMEDIATE", connections=1, patience=None)
@@ -80,6 +85,8 @@ class Database:
             async with self._write_session.begin() as session:
                 await session.connection()
                 yield session
+            if session.info.get(LEAVES_EVENTS):
+                self.events_written.set()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:

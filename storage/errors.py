@@ -13,6 +13,7 @@ StorageError
 ├── NotFound
 │   ├── JobNotFound
 │   ├── ImageNotFound
+│   ├── WebhookNotFound
 │   └── MediaNotFound
 ├── KeyReused              a client's key that stands for another request already
 ├── ReferenceReused        a reference that stands for another grant of credit already
@@ -109,6 +110,11 @@ class KeyNotFound(NotFound):
 class ImageNotFound(NotFound):
     def __init__(self, image_id: str) -> None:
         super().__init__(f"There is no image {image_id}.")
+
+
+class WebhookNotFound(NotFound):
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"There is no webhook {webhook_id}.")
 
 
 class MediaNotFound(NotFound):

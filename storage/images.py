@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from storage import outbox
 from storage.database import Database
 from storage.errors import ImageNotFound
 from storage.records import HistoryPage, ImageRecord
 from storage.tables import Image
+from storage.webhook_records import EventType
 
 ALIVE = col(Image.deleted_at).is_(None)
 
@@ -73,6 +75,7 @@ class ImageStore:
         async with self._database.write() as session:
             image = await _alive(session, image_id, owner_id)
             image.deleted_at = datetime.now(UTC)
+            await outbox.tell(session, EventType.DELETED, [image])
         return _record(image)
 
     async def known_ids(self, image_ids: Collection[str]) -> set[str]:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Integer, and_, cast, not_, or_, true, upda
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from storage import admissions, client_keys, credits
+from storage import admissions, client_keys, credits, outbox
 from storage.database import Database
 from storage.errors import IllegalTransition, JobEnded, JobNotFound
 from storage.money import total
@@ -25,6 +25,7 @@ from storage.records import (
     Terms,
 )
 from storage.tables import Image, Job
+from storage.webhook_records import EventType
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset({JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.FAILED, JobStatus.CANCELLED}),
@@ -109,7 +110,11 @@ class JobStore:
         }
         async with self._database.write() as session:
             job = await _move(session, job_id, JobStatus.COMPLETED, changes, boot_id=boot_id)
-            session.add_all(_image(job, new) for new in images)
+            rows = [_image(job, new) for new in images]
+            session.add_all(rows)
+            await outbox.tell(session, EventType.GENERATED, rows)
+            if error_code is not None:
+                await outbox.tell(session, EventType.FAILED, [job])
         return record_of(job)
 
     async def fail(self, job_id: str, code: str, message: str) -> JobRecord:
@@ -253,6 +258,8 @@ async def _move(
         raise IllegalTransition(job_id, job.status, target)
     if target not in OPEN:
         await credits.close(session, job)
+    if target in (JobStatus.FAILED, JobStatus.CANCELLED):
+        await outbox.tell(session, EventType.FAILED, [job])
     return job
 
 
@@ -263,6 +270,7 @@ async def _end_all(session: AsyncSession, matching: ColumnElement[bool], changes
     await session.exec(update(Job).where(matching).values(changes))
     for job_id in dear:
         await credits.close(session, (await session.exec(select(Job).where(Job.id == job_id))).one())
+    await outbox.tell_failed(session, ids)
     return ids
 
 

@@ -212,3 +212,53 @@ class Secret(SQLModel, table=True):
 
     name: str = Field(primary_key=True)
     value: bytes
+
+
+class Webhook(SQLModel, table=True):
+    """An address that is told of events, and the secret by which it knows who tells."""
+
+    __tablename__ = "webhooks"
+
+    id: str = Field(primary_key=True)
+    url: str
+    description: str
+    types: list[str] = Field(sa_type=JSON)
+    owner_id: str | None
+    enabled: bool
+    trouble: str | None = None
+    secret: str
+    former_secret: str | None = None
+    former_until: datetime | None = Field(default=None, sa_type=Moment)
+    resume_at: datetime | None = Field(default=None, sa_type=Moment)
+    created_at: datetime = Field(sa_type=Moment)
+
+
+class Event(SQLModel, table=True):
+    """Something that happened and that somebody wants to hear of; written together with what it tells."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_age", "created_at"),)
+
+    id: str = Field(primary_key=True)
+    type: str
+    owner_id: str | None
+    subject: str
+    facts: dict[str, Any] = Field(sa_type=JSON)
+    created_at: datetime = Field(sa_type=Moment)
+
+
+class Delivery(SQLModel, table=True):
+    """One event on its way to one webhook. Numbers tell which came first."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("ix_deliveries_due", "webhook_id", "status", "due_at", "number"),)
+
+    number: int | None = Field(default=None, primary_key=True)
+    event_id: str = Field(foreign_key="events.id", ondelete="CASCADE", index=True)
+    webhook_id: str = Field(foreign_key="webhooks.id", ondelete="CASCADE")
+    status: str
+    attempts: int = 0
+    due_at: datetime = Field(sa_type=Moment)
+    attempted_at: datetime | None = Field(default=None, sa_type=Moment)
+    status_code: int | None = None
+    error: str | None = None

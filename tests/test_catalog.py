@@ -12,6 +12,7 @@ from pipelines.levers_toml import _Preset, _Speed
 from pipelines.models_toml import DEMO_CATALOG, _File, _Model, load_catalog
 from pipelines.pricing import Price
 from pipelines.samplers import SAMPLERS, SCHEDULES
+from server.hub.mappings import check_mappings
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,10 +139,12 @@ def test_the_examples_of_the_shipped_catalogue_are_valid(tmp_path: Path) -> None
     shown = [
         line.removeprefix("# ")
         for line in lines
-        if line.startswith(("# [", "# ")) and (" = " in line or "[models" in line)
+        if line.startswith(("# [", "# ")) and (" = " in line or "[models" in line or "[hub" in line)
     ]
     catalog = read(tmp_path, "\n".join(line for line in shown if not line.startswith(("The models", "With"))))
+    check_mappings(catalog)
     assert list(catalog.entries) == ["sdxl", "sdxl-turbo", "lightning", "sd3.5-medium"]
+    assert list(catalog.hub) == ["character.created"]
 
 
 def test_the_first_model_is_the_default_unless_one_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,13 @@ ROUTES: dict[tuple[str, str], tuple[Access, str]] = {
     ("GET", "/api/v1/usage/owners"): (OPERATOR, ""),
     ("GET", "/api/v1/credits"): (USER, "all"),
     ("POST", "/api/v1/credits"): (OPERATOR, ""),
+    ("GET", "/api/v1/webhooks"): (OPERATOR, ""),
+    ("POST", "/api/v1/webhooks"): (OPERATOR, ""),
+    ("GET", "/api/v1/webhooks/{webhook_id:str}"): (OPERATOR, ""),
+    ("PATCH", "/api/v1/webhooks/{webhook_id:str}"): (OPERATOR, ""),
+    ("DELETE", "/api/v1/webhooks/{webhook_id:str}"): (OPERATOR, ""),
+    ("POST", "/api/v1/webhooks/{webhook_id:str}/test"): (OPERATOR, ""),
+    ("POST", "/api/v1/hub/events"): (USER, "new"),
     ("GET", "/api/v1/prompts"): (USER, "all"),
 }
 """Whom each route is for, and what a user reaches by it: an object of theirs by its id, all, or something new."""

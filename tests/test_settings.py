@@ -48,6 +48,8 @@ def test_the_environment_is_read_and_an_override_wins() -> None:
         ("DARKROOM_REQUESTS_PER_HOUR", "-1", "between 0 and 1000000"),
         ("DARKROOM_JOBS_AT_ONCE", "two", "must be a whole number, not 'two'"),
         ("DARKROOM_CREDITS", "yes", "on or off, not 'yes'"),
+        ("DARKROOM_WEBHOOK_HOSTS", "http://x", r"must be hosts \(hooks.lan\).* with commas, not 'http://x'"),
+        ("DARKROOM_WEBHOOK_HOSTS", "10.0.0.0/99", "or networks"),
         ("DARKROOM_MODELS", "/nowhere/models.toml", "names /nowhere/models.toml, and there is no such file"),
     ],
 )

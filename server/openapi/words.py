@@ -31,6 +31,8 @@ TAGS = {
     ),
     "images": "The history of finished pictures.",
     "credits": "Balances that jobs are paid for from, and every change of them.",
+    "webhooks": "Endpoints of yours that are told of events, signed as Standard Webhooks say.",
+    "hub": "Events of other programs, which ask for pictures.",
     "people": "Who asks, and the keys by which the server knows people.",
     "media": "The pictures themselves. A file never changes under its name.",
     "server": "What the server is doing, and what it can do.",
@@ -63,6 +65,7 @@ HEADERS = {
 
 PARAMETERS = {
     "job_id": "A job's `id`.",
+    "webhook_id": "A webhook's `id`.",
     "key_id": "A key's `id`.",
     "owner": "Only this owner's.",
     "everyone": "Whether everybody's are meant; for operators.",

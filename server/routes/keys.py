@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery
 
 from pipelines.errors import InvalidRequest
 from pipelines.request import check_range
-from server.body import read_json, read_struct
+from server.body import SMALL_JSON_BYTES, read_struct
 from server.errors import MissingField, UnknownField
 from server.identity.caller import Caller, Permission, Role
 from server.identity.guard import OPERATOR
@@ -75,7 +75,7 @@ class Keys(Controller):
     @post("/keys", opt=OPERATOR | documents(body=KeyBody, example={"owner": "ann"}, raises=MISTAKES), status_code=201)
     async def create(self, request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Success[MadeKey]:
         """Make a key. Its text is in this answer and nowhere else, ever again."""
-        new = _new_key(read_struct(await read_json(request), KeyBody))
+        new = _new_key(await read_struct(request, KeyBody, SMALL_JSON_BYTES))
         record, key = await services.gate.keys.issue(new)
         return success(MadeKey(**key_facts(record), key=key))
 

@@ -1,0 +1,1 @@
+"""Requests that the server makes of its own accord, to addresses that somebody typed."""
