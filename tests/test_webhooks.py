@@ -15,6 +15,7 @@ from sqlmodel import select, update
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
+from server.identity.links import Links
 from server.outbound.client import Outbound, Reply
 from server.webhooks.messages import message
 from server.webhooks.schedule import DELAYS, MOST_RETRY_AFTER, SCATTER, answered, unanswered
@@ -32,6 +33,8 @@ from tests.receiver import Received, receiving, status
 from tests.storage_fakes import child, finished_job, new_image, new_job, opened
 
 pytestmark = pytest.mark.anyio
+
+PLAIN = Links(None, 1)
 
 
 @pytest.fixture
@@ -249,7 +252,7 @@ async def test_the_longest_prompts_leave_a_message_below_20_kb(database: Databas
     await jobs.fail(failed.id, "generation_failed", long)
     async with database.read() as session:
         for event in await session.exec(select(Event)):
-            body = message(record(event), "https://pictures.example.org/" + "x" * 1000)
+            body = message(record(event), "https://pictures.example.org/" + "x" * 1000, PLAIN)
             assert len(body) < 20_000
             assert json.loads(body)["data"]["prompt"] == character * 1000
 
@@ -259,7 +262,7 @@ async def test_where_the_server_is_reached_from_outside_an_image_has_an_address(
     await finished_job(database, new_image())
     async with database.read() as session:
         event = (await session.exec(select(Event))).one()
-    body = json.loads(message(record(event), "https://pictures.example.org/"))
+    body = json.loads(message(record(event), "https://pictures.example.org/", PLAIN))
     assert body["source"] == "https://pictures.example.org/"
     assert body["data"]["url"] == "https://pictures.example.org" + body["data"]["imageUrl"]
 

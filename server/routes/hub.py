@@ -31,7 +31,10 @@ class GenerationRequested(TypedDict):
     id: Annotated[str, says("With `source`, the event's name: the same again is the same job.", minLength=1)]
     source: Annotated[str, says("Who sends it.", minLength=1)]
     type: Annotated[str, says(f"`{REQUESTED}`, or one that a table of models.toml maps.", minLength=1)]
-    data: Annotated[dict[str, Any], says("The body of a generation, or what the table's templates are filled with.")]
+    data: Annotated[
+        dict[str, Any],
+        says("The body of a generation, or what the table's templates are filled with.", additionalProperties=True),
+    ]
 
 
 class Ignored(TypedDict):
