@@ -21,10 +21,10 @@ from pipelines.budgets import size_bytes
 from pipelines.catalog import Catalog
 from pipelines.errors import DeviceLost, PipelineError
 from pipelines.hashing import CACHE_NAME
+from server.answers import handle, request_id
 from server.catalogue import Catalogue
 from server.disconnect import ClientGone
 from server.endings import Listener
-from server.errors import handle, request_id
 from server.gpu import WorkerThread
 from server.identity.gate import Gate
 from server.identity.guard import PUBLIC, authorise, caller_of, screen

@@ -13,7 +13,7 @@ import uvicorn
 from litestar import Litestar
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.errors import Answer, application_shape
+from server.answers import Answer, application_shape
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
+from server.answers import explain, public
 from server.disconnect import ClientGone
-from server.errors import explain, public
 from server.jobs.orders import Order
 from server.scheduling.queue import Ticket
 

@@ -1,18 +1,18 @@
 """The life of a job in the database: every way in which it may change, and how jobs are found."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Integer, and_, cast, not_, or_, true, update
+from sqlalchemy import Integer, and_, cast, not_, or_, true, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from storage import admissions, client_keys, credits, outbox
 from storage.database import Database
-from storage.errors import IllegalTransition, JobEnded, JobNotFound
+from storage.errors import JobEnded, JobNotFound
 from storage.money import total
 from storage.records import (
     ENGINE_LOST,
@@ -25,18 +25,8 @@ from storage.records import (
     Terms,
 )
 from storage.tables import Image, Job
+from storage.transitions import OPEN, end_all, hand_in, move
 from storage.webhook_records import EventType
-
-TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.PENDING: frozenset({JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.PROCESSING: frozenset({JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.COMPLETED: frozenset(),
-    JobStatus.FAILED: frozenset({JobStatus.PENDING}),
-    JobStatus.CANCELLED: frozenset({JobStatus.PENDING}),
-}
-"""What may follow what. A job that is tried again, by itself or because its owner asks, is pending anew."""
-
-OPEN = frozenset({JobStatus.PENDING, JobStatus.PROCESSING})
 
 INTERRUPTED = "interrupted"
 NOBODY = "The server stopped before the job was done, and its client waited for the answer."
@@ -62,7 +52,7 @@ class JobStore:
             job = Job(id=str(uuid4()), status=JobStatus.PENDING, created_at=datetime.now(UTC), **asdict(new))
             session.add(job)
             await session.flush()  # its row first: others refer to it
-            await _hand_in(session, job, terms)
+            await hand_in(session, job, terms)
             if key is not None:
                 await client_keys.remember(session, job, key)
         return record_of(job)
@@ -84,7 +74,7 @@ class JobStore:
         """Take a pending job into processing by this run of the server, which spends one of its attempts."""
         changes = {"boot_id": boot_id, "attempts": col(Job.attempts) + 1, "started_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            return record_of(await _move(session, job_id, JobStatus.PROCESSING, changes))
+            return record_of(await move(session, job_id, JobStatus.PROCESSING, changes))
 
     async def complete(
         self,
@@ -109,7 +99,7 @@ class JobStore:
             "finished_at": datetime.now(UTC),
         }
         async with self._database.write() as session:
-            job = await _move(session, job_id, JobStatus.COMPLETED, changes, boot_id=boot_id)
+            job = await move(session, job_id, JobStatus.COMPLETED, changes, boot_id=boot_id)
             rows = [_image(job, new) for new in images]
             session.add_all(rows)
             await outbox.tell(session, EventType.GENERATED, rows)
@@ -120,7 +110,7 @@ class JobStore:
     async def fail(self, job_id: str, code: str, message: str) -> JobRecord:
         changes = {"error_code": code, "error_message": message, "finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            return record_of(await _move(session, job_id, JobStatus.FAILED, changes))
+            return record_of(await move(session, job_id, JobStatus.FAILED, changes))
 
     async def postpone(
         self, job_id: str, due_at: datetime, code: str, message: str, *, spent: bool = True
@@ -134,7 +124,7 @@ class JobStore:
             under_way = cast(col(Job.status) == JobStatus.PROCESSING, Integer)
             changes["attempts"] = col(Job.attempts) - under_way
         async with self._database.write() as session:
-            return record_of(await _move(session, job_id, JobStatus.PENDING, changes))
+            return record_of(await move(session, job_id, JobStatus.PENDING, changes))
 
     async def retry(self, owner_id: str | None, job_id: str, terms: Terms | None = None) -> JobRecord:
         """Queue a job anew that failed or was cancelled, as if it had never been tried; nobody waits for it.
@@ -145,8 +135,8 @@ class JobStore:
         changes = fresh | {"attempts": 0, "losses": 0, "attached": False}
         async with self._database.write() as session:
             ended = (JobStatus.FAILED, JobStatus.CANCELLED)
-            job = await _move(session, job_id, JobStatus.PENDING, changes, owner_id=owner_id, sources=ended)
-            await _hand_in(session, job, terms)
+            job = await move(session, job_id, JobStatus.PENDING, changes, owner_id=owner_id, sources=ended)
+            await hand_in(session, job, terms)
         return record_of(job)
 
     async def change(
@@ -174,7 +164,7 @@ class JobStore:
             under_way = status is JobStatus.PROCESSING
             losses += under_way and lost
             if losses >= most:
-                return record_of(await _move(session, job_id, JobStatus.FAILED, _given_up(losses)))
+                return record_of(await move(session, job_id, JobStatus.FAILED, _given_up(losses)))
             returned = {
                 "attached": False,
                 "attempts": col(Job.attempts) - under_way,
@@ -182,13 +172,13 @@ class JobStore:
                 "boot_id": None,
                 "started_at": None,
             }
-            return record_of(await _move(session, job_id, JobStatus.PENDING, marked | returned))
+            return record_of(await move(session, job_id, JobStatus.PENDING, marked | returned))
 
     async def cancel(self, owner_id: str | None, job_id: str) -> JobRecord:
         """End an open job. Raises JobNotFound for another owner's job as well; no owner means anybody's."""
         changes = {"finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            return record_of(await _move(session, job_id, JobStatus.CANCELLED, changes, owner_id=owner_id))
+            return record_of(await move(session, job_id, JobStatus.CANCELLED, changes, owner_id=owner_id))
 
     async def clear(self, owner_id: str | None) -> list[str]:
         """Cancel every pending job of an owner, or everybody's; their ids."""
@@ -196,7 +186,7 @@ class JobStore:
         waiting = and_(col(Job.status) == JobStatus.PENDING, owned)
         changes = {"status": JobStatus.CANCELLED, "finished_at": datetime.now(UTC)}
         async with self._database.write() as session:
-            return await _end_all(session, waiting, changes)
+            return await end_all(session, waiting, changes)
 
     async def get(self, owner_id: str | None, job_id: str) -> JobRecord:
         """Raises JobNotFound for another owner's job as well; no owner means that whoever asks may see every job."""
@@ -230,56 +220,10 @@ class JobStore:
         spent = col(Job.attempts) >= col(Job.max_attempts)
         requeued = {"status": JobStatus.PENDING, "boot_id": None, "started_at": None}
         async with self._database.write() as session:
-            failed = await _end_all(session, and_(left_open, col(Job.attached)), _interrupted(NOBODY))
-            failed += await _end_all(session, and_(left_behind, spent), _interrupted(EACH_TIME))
+            failed = await end_all(session, and_(left_open, col(Job.attached)), _interrupted(NOBODY))
+            failed += await end_all(session, and_(left_behind, spent), _interrupted(EACH_TIME))
             returns = await session.exec(update(Job).where(left_behind).values(requeued))
         return Recovered(requeued=returns.rowcount, failed=len(failed))
-
-
-async def _move(
-    session: AsyncSession,
-    job_id: str,
-    target: JobStatus,
-    changes: Mapping[str, Any],
-    *,
-    owner_id: str | None = None,
-    boot_id: str | None = None,
-    sources: Collection[JobStatus] = OPEN,
-) -> Job:
-    """Send one job to another status, in one statement that finds it only where it may be sent from."""
-    sources = [source for source in sources if target in TRANSITIONS[source]]
-    named = and_(col(Job.id) == job_id, true() if owner_id is None else col(Job.owner_id) == owner_id)
-    allowed = and_(col(Job.status).in_(sources), true() if boot_id is None else col(Job.boot_id) == boot_id)
-    changed = await session.exec(update(Job).where(named, allowed).values(status=target, **changes))
-    job = (await session.exec(select(Job).where(named))).one_or_none()
-    if job is None:
-        raise JobNotFound(job_id)
-    if changed.rowcount == 0:
-        raise IllegalTransition(job_id, job.status, target)
-    if target not in OPEN:
-        await credits.close(session, job)
-    if target in (JobStatus.FAILED, JobStatus.CANCELLED):
-        await outbox.tell(session, EventType.FAILED, [job])
-    return job
-
-
-async def _end_all(session: AsyncSession, matching: ColumnElement[bool], changes: Mapping[str, Any]) -> list[str]:
-    """Send all jobs that match to the end that the changes say; their ids."""
-    ids = list(await session.exec(select(Job.id).where(matching)))
-    dear = list(await session.exec(select(Job.id).where(matching, col(Job.expected_cost) > 0)))
-    await session.exec(update(Job).where(matching).values(changes))
-    for job_id in dear:
-        await credits.close(session, (await session.exec(select(Job).where(Job.id == job_id))).one())
-    await outbox.tell_failed(session, ids)
-    return ids
-
-
-async def _hand_in(session: AsyncSession, job: Job, terms: Terms | None) -> None:
-    """Count a job among what its owner handed in, and reserve what it is expected to cost."""
-    if terms is not None:
-        await admissions.admit(session, job, terms)
-    if terms is not None and terms.credits:
-        await credits.reserve(session, job)
 
 
 async def _owned(session: AsyncSession, owner_id: str | None, job_id: str) -> Job:

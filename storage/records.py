@@ -14,7 +14,7 @@ MAXIMUM_SEED = 2**53 - 1  # the largest whole number that JavaScript keeps exact
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. `storage.jobs.TRANSITIONS` says where it may go from there."""
+    """Where a job stands. `storage.transitions.TRANSITIONS` says where it may go from there."""
 
     PENDING = "pending"
     PROCESSING = "processing"

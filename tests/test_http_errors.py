@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.errors import ANSWERS
+from server.answers import ANSWERS
 from server.generation_body import ALIASES, LATER, GenerationBody
 from tests.conftest import Server
 from tests.fake_server import GENERATIONS, serving

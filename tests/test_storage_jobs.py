@@ -9,8 +9,9 @@ from sqlalchemy.exc import IntegrityError
 
 from storage.errors import IllegalTransition, JobNotFound
 from storage.images import ImageStore
-from storage.jobs import TRANSITIONS, JobStore
+from storage.jobs import JobStore
 from storage.records import MAXIMUM_SEED, JobRecord, JobStatus, Recovered
+from storage.transitions import TRANSITIONS
 from tests.storage_fakes import new_image, new_job, opened
 
 pytestmark = pytest.mark.anyio

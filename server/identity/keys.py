@@ -14,9 +14,9 @@ from server.playground import iso
 from server.schemas import Moment, says
 from storage.errors import IllegalTransition
 from storage.job_lists import JobLists
-from storage.jobs import OPEN
 from storage.keys import KeyStore
 from storage.records import JobQuery, KeyRecord
+from storage.transitions import OPEN
 
 PREFIX = "dk_"
 ID_BYTES = 6

@@ -2,7 +2,7 @@
 
 import random
 
-from server.errors import explain
+from server.answers import explain
 from storage.errors import DiskFull
 from storage.records import JobRecord
 

@@ -16,9 +16,9 @@ from server.jobs.progress import Progress
 from server.scheduling.previews import Previews
 from server.scheduling.queue import Stage
 from storage.encoding import encode
-from storage.jobs import OPEN
 from storage.media import ImageFormat
 from storage.records import JobQuery, JobRecord
+from storage.transitions import OPEN
 
 KEEP_ALIVE_SECONDS = 15.0
 PREVIEW_SECONDS = 1.0

@@ -10,9 +10,10 @@ from time import monotonic
 from typing import Any
 
 from pipelines.errors import CheckpointError, DeviceLost
+from server.answers import explain, public
 from server.disconnect import ClientGone
 from server.endings import ImageEnd, error_code
-from server.errors import Cancelled, EngineLost, Interrupted, explain, public
+from server.errors import Cancelled, EngineLost, Interrupted
 from server.jobs.backoff import BACKOFF_SECONDS, MOST_BACKOFF_SECONDS, backoff, passes, spends
 from server.jobs.keeping import Kept, discard, keep
 from server.jobs.orders import Order

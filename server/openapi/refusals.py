@@ -1,4 +1,4 @@
-"""What can go wrong on a route, as responses of the OpenAPI document; the statuses and codes are `server.errors`'."""
+"""What can go wrong on a route, as responses of the OpenAPI document; the statuses and codes are `server.answers`'."""
 
 import inspect
 from collections.abc import Iterable
@@ -6,18 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import InvalidRequest
-from server.errors import (
-    FRAMEWORK,
-    UNFORESEEN,
-    Answer,
-    BodyTooLarge,
-    CrossSite,
-    Forbidden,
-    RequestTooSlow,
-    Unauthenticated,
-    WrongMediaType,
-    answer_of,
-)
+from server.answers import FRAMEWORK, UNFORESEEN, Answer, answer_of
+from server.errors import BodyTooLarge, CrossSite, Forbidden, RequestTooSlow, Unauthenticated, WrongMediaType
 from server.schemas import ApplicationError, OpenAIError
 from storage.errors import DatabaseBusy, DatabaseDamaged, DiskFault, DiskFull, NotFound
 

@@ -18,9 +18,9 @@ from server.routes.jobs import RETRY
 from server.schemas import Raw, Success, documents, says, success
 from server.state import Services
 from storage.encoding import encode
-from storage.jobs import OPEN
 from storage.media import ImageFormat
 from storage.records import JobQuery, JobStatus
+from storage.transitions import OPEN
 
 MOST_LISTED = 1000
 PREVIEW = Raw("The picture as far as its last step tells, at most 256 pixels a side.", ("image/webp",))
