@@ -150,6 +150,7 @@ class Jobs:
         order = replace(from_job(former, catalog), attached=False, limited=limited)
         if terms := self._terms(order):
             await self.store.foresee(former, None, terms)
+        self.room.demand()
         with self._scheduler.reserve(order.entry, order.requests):
             job = await self.store.retry(owner_id, job_id, terms)
         self._begin(Run(order, job))

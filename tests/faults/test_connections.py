@@ -21,9 +21,9 @@ from tests.fake_server import GENERATIONS, PATIENCE, FakeServer, eventually, ser
 
 SHORT = Patience(head=0.3, reader=0.3)
 
-HEAD = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 UNFINISHED = f"{HEAD}Content-Length: 9\r\n\r\n{{".encode()
-LOOK = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+LOOK = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_connection_that_stands_idle_is_closed(impatient: FakeServer, before: 
 def test_a_body_that_nobody_reads_holds_no_connection(impatient: FakeServer) -> None:
     """The answer is there at once; whoever goes on sending the body is cut off, drop by drop or not."""
     with opened(impatient) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n")
         assert heard(connection)[0] == 200
         with pytest.raises(OSError):
             while True:
@@ -125,7 +125,7 @@ def test_a_client_that_takes_nothing_is_cut_off(impatient: FakeServer) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with pytest.raises(OSError):
             while True:
-                connection.sendall(b"GET /docs/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+                connection.sendall(b"GET /docs/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_a_client_that_takes_nothing_is_cut_off(impatient: FakeServer) -> None:
         b"GET /health HTTP/1.1\r\nX: " + b"x" * 3_000_000,
         b"GET /" + b"x" * 3_000_000,
         b"\x16\x03\x01\x02\x00\x01\x00\x01",  # a client that speaks TLS
-        b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     ],
     ids=["3 MB of header", "3 MB of path", "TLS", "two hosts", "no host", "two lengths"],
 )
@@ -155,7 +155,7 @@ def test_nonsense_behind_an_answer_closes_the_connection_without_an_error(
     impatient: FakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(impatient) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert heard(connection)[0] == 200
         connection.sendall(b"this is no chunk\r\n")
         assert until_closed(connection) == b""

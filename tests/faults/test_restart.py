@@ -46,12 +46,12 @@ async def test_a_thousand_queued_jobs_are_in_line_again_in_their_order(
         assert [ticket.request.seed for ticket in scheduler.line.tickets] == [
             job.request["images"][0]["seed"] for job in due
         ]
-        assert [job.id for job in await jobs.suspects()] == [tried.id]
+        assert [job.id for job in await jobs.store.pending(suspect=True)] == [tried.id]
 
         def refuse(*_: object) -> None:
             raise AssertionError("a job that only waited is written anew")
 
-        monkeypatch.setattr(storage.jobs, "_move", refuse)
+        monkeypatch.setattr(storage.jobs, "move", refuse)
         await jobs.close()
         assert len(await store.pending()) == COUNT
     gpu.close()
