@@ -73,7 +73,7 @@ def test_what_is_not_made_is_not_paid_for(fake: FakeServer) -> None:
     assert balance(fake) == (0.8, 0.0)
     assert fake.post(seed=8).status_code == 500
     assert balance(fake) == (0.8, 0.0)
-    fake.app.state.services.scheduler.paused = True
+    fake.app.state.services.scheduler.pause(True)
     first, second = submit(fake, n=4), submit(fake, n=4)
     assert balance(fake)[0] == 0.0
     call(fake, "DELETE", f"/jobs/{first}")
@@ -82,7 +82,7 @@ def test_what_is_not_made_is_not_paid_for(fake: FakeServer) -> None:
     assert balance(fake) == (0.8, 0.0)
     call(fake, "POST", f"/jobs/{second}/retry", status=202)
     assert balance(fake) == (0.4, 0.4)
-    fake.app.state.services.scheduler.paused = False
+    fake.app.state.services.scheduler.pause(False)
     assert ended(fake, submit(fake))["cost"] == 0.1
 
 

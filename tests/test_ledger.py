@@ -33,6 +33,7 @@ from storage.errors import IllegalTransition, NotEnoughCredit, ReferenceReused
 from storage.jobs import JobStore
 from storage.money import to_amount, to_micros, total
 from storage.records import EntryKind, JobRecord, JobStatus, Terms
+from storage.room import Room
 from storage.stats import Stats
 from tests.fake_server import GatedEngine
 from tests.fakes import entry, request
@@ -307,7 +308,7 @@ async def test_five_hundred_clients_at_once(tmp_path: Path) -> None:
     async with opened(tmp_path) as database:
         for number in range(3):
             await Credits(database).grant(f"owner {number}", to_micros(100), None, None)
-        jobs = Jobs(database, tmp_path, scheduler, WeightHashes(None), Events(), limits=limits)
+        jobs = Jobs(database, Room(tmp_path), scheduler, WeightHashes(None), Events(), limits=limits)
         computing = asyncio.create_task(scheduler.run())
         await asyncio.gather(*(live(jobs, number, draw, catalog) for number in range(500)))
         check_ledger(tmp_path)

@@ -268,7 +268,7 @@ def test_what_is_left_is_told_and_what_is_too_much_is_refused(tmp_path: Path, an
 def test_who_is_over_a_limit_hears_so_before_room_is_kept(tmp_path: Path, ann: None) -> None:
     """Else whoever keeps asking in vain could keep the room from others."""
     with serving(tmp_path, requests_per_hour=2, queue_limit=1) as fake:
-        fake.app.state.services.scheduler.paused = True
+        fake.app.state.services.scheduler.pause(True)
         waiting = submit(fake)
         full = httpx.post(fake.url + "/api/v1/images/generate", json={"prompt": "a hat"})
         assert (full.status_code, full.json()["error"]["code"]) == (503, "queue_full")
@@ -290,7 +290,7 @@ def test_the_limit_is_exact_over_http(tmp_path: Path, ann: None) -> None:
 
 def test_an_owner_s_line_is_bounded(tmp_path: Path, ann: None) -> None:
     with serving(tmp_path, jobs_queued=3) as fake:
-        fake.app.state.services.scheduler.paused = True
+        fake.app.state.services.scheduler.pause(True)
         for _ in range(3):
             submit(fake)
         refused = httpx.post(fake.url + "/api/v1/images/generate", json={"prompt": "a hat"})
