@@ -13,7 +13,7 @@ from server.errors import Forbidden, UnknownField
 from server.identity.caller import Caller
 from server.identity.guard import OPERATOR
 from server.playground import iso
-from server.schemas import MOST, Moment, Success, documents, says, success
+from server.schemas import Moment, Success, documents, says, success
 from server.state import Services
 from storage.errors import NotEnoughCredit, ReferenceReused
 from storage.money import to_amount, to_micros
@@ -46,7 +46,7 @@ class Grant(Entry):
 class NextPage(TypedDict):
     """Where the list goes on."""
 
-    next_cursor: Annotated[int | None, says("The `cursor` of the next page; null on the last.")]
+    next_cursor: Annotated[str | None, says("The `cursor` of the next page; null on the last.")]
 
 
 class Ledger(TypedDict):
@@ -86,18 +86,18 @@ class Credits(Controller):
         caller: NamedDependency[Caller],
         owner: FromQuery[str | None] = None,
         limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
-        cursor: Annotated[int | None, QueryParameter(ge=0, le=MOST)] = None,
+        cursor: FromQuery[str | None] = None,
     ) -> Success[Ledger]:
         """The caller's balance and its latest entries; for operators, anybody's."""
         owner_id = owner_asked_for(caller, owner)
-        page = await services.credits.page(owner_id, limit, cursor)
+        page = await services.credits.page(owner_id, limit, _cursor(cursor))
         data: Ledger = {
             "owner": owner_id,
             "enabled": services.settings.credits == "on",
             "balance": to_amount(page.balance),
             "reserved": to_amount(page.reserved),
             "entries": [_told(entry) for entry in page.entries],
-            "pagination": {"next_cursor": page.cursor},
+            "pagination": {"next_cursor": None if page.cursor is None else str(page.cursor)},
         }
         return success(data)
 
@@ -127,6 +127,13 @@ def owner_asked_for(caller: Caller, owner: str | None) -> str:
     if not caller.is_operator:
         raise Forbidden("Only operators may ask about others; leave owner out.")
     return owner
+
+
+def _cursor(written: str | None) -> int | None:
+    """The entry after which a page begins. Raises InvalidRequest."""
+    if written is None or (written.isascii() and written.isdecimal() and len(written) <= 15):
+        return None if written is None else int(written)
+    raise InvalidRequest("cursor", "cursor must be the next_cursor of an answer before.")
 
 
 def _told(entry: CreditEntry) -> Entry:
