@@ -69,10 +69,12 @@ def order_of(body: GenerationBody, catalog: Catalog, caller: Caller, traceparent
 
     Raises:
         InvalidRequest, UnknownModel: naming the field, the rule and the remedy.
+        Forbidden: a priority that is for operators.
     """
     count = 1 if body.n is None else body.n
     check_range("n", count, 1, MAX_IMAGES)
     check_range("priority", body.priority or 0, -MAX_PRIORITY, MAX_PRIORITY)
+    caller.check_priority(body.priority)
     if body.deadline is not None:
         check_range("deadline", body.deadline, 0, MAX_DEADLINE)
     if body.output_compression is not None:

@@ -85,7 +85,7 @@ ROUTES: dict[tuple[str, str], tuple[Access, str]] = {
 """Whom each route is for, and what a user reaches by it: an object of theirs by its id, all, or something new."""
 
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
-    ("PATCH", "/api/v1/jobs/{job_id:str}"): {"priority": 9, "position": "front"},
+    ("PATCH", "/api/v1/jobs/{job_id:str}"): {"priority": -9},
     ("PUT", "/api/v1/images/queue/{job_id:str}/status"): {"status": "cancelled"},
 }
 
@@ -243,6 +243,22 @@ def test_an_operator_puts_the_queue_in_order_and_reads_nobodys_words(people: Peo
     assert httpx.get(f"{people.fake.url}/api/v1/jobs/{waiting}", headers=operator).status_code == 404
 
 
+def test_only_an_operator_puts_work_before_other_peoples(people: People) -> None:
+    job = f"{people.fake.url}/api/v1/jobs/{people.objects['job'][1]}"
+    for place in ({"priority": 1}, {"position": "front"}):
+        answer = httpx.patch(job, json=place, headers=people.ann)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    for path in ("/v1/images/generations", "/api/v1/images/generate"):
+        answer = httpx.post(people.fake.url + path, json={"prompt": "a hat", "priority": 1}, headers=people.ann)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    operator = bearer(make_key(people.fake, "eve", role="operator")["key"])
+    mine = httpx.post(
+        people.fake.url + "/api/v1/images/generate", json={"prompt": "a hat", "priority": 1}, headers=operator
+    )
+    assert mine.status_code == 202
+    httpx.delete(f"{people.fake.url}/api/v1/jobs/{mine.json()['data']['job_id']}", headers=operator)
+
+
 def test_streams_tell_nothing_of_another_one(people: People) -> None:
     """Ann's job is moved, which her own stream tells, and bob's does not."""
     socket = people.fake.url.replace("http", "ws") + "/ws"
@@ -252,8 +268,8 @@ def test_streams_tell_nothing_of_another_one(people: People) -> None:
         connect(socket, additional_headers=people.bob) as bobs,
         connect(f"{socket}?job={job}", additional_headers=people.bob) as pointed,
     ):
-        httpx.patch(f"{people.fake.url}/api/v1/jobs/{job}", json={"priority": 3}, headers=people.ann)
-        while job not in str(told := anns.recv(30)) or '"priority":3' not in str(told):
+        httpx.patch(f"{people.fake.url}/api/v1/jobs/{job}", json={"priority": -3}, headers=people.ann)
+        while job not in str(told := anns.recv(30)) or '"priority":-3' not in str(told):
             pass
         for stream in (bobs, pointed):  # which may say that there is nothing to say
             with suppress(TimeoutError, ConnectionClosed):

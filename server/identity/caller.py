@@ -4,8 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from server.errors import Forbidden
+
 LOCAL_OWNER = "local"
 """Everybody, while nobody is asked who they are."""
+
+
+ORDINARY_PRIORITY = 0
 
 
 class Role(StrEnum):
@@ -40,6 +45,14 @@ class Caller:
     def reach(self) -> str | None:
         """Whose jobs the caller may put in order: an operator everybody's, which None stands for."""
         return None if self.is_operator else self.owner_id
+
+    def check_priority(self, priority: int | None, *, to_front: bool = False) -> None:
+        """Raises Forbidden for a place before other people's work, unless an operator wants it."""
+        if not self.is_operator and (to_front or (priority or 0) > ORDINARY_PRIORITY):
+            raise Forbidden(
+                f"A priority above {ORDINARY_PRIORITY} and the front of the queue are for operators, for they put others "
+                "back. Ask for a lower priority, or leave it out."
+            )
 
 
 LOCAL = Caller(LOCAL_OWNER, Role.OPERATOR)

@@ -129,6 +129,7 @@ class Jobs(Controller):
     ) -> Success[JobFacts]:
         """Give a job another priority, or move it to the front of its priority."""
         priority, to_front = _place(await read_json(request, SMALL_JSON_BYTES))
+        caller.check_priority(priority, to_front=to_front)
         job = await services.jobs.change(caller.owner_id, job_id, priority=priority, to_front=to_front)
         return success(await services.progress.one(job))
 
