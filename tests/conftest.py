@@ -58,6 +58,14 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny networks run no faster on more, and a busy machine makes the threads wait
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Figures that tests found and that people want to see, whichever process they ran in."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "told":
+                terminalreporter.write_line(f"{report.nodeid}: {value}")
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -178,6 +178,7 @@ ENDLESS = ["--exclude-path", "/api/v1/events"]
 STOPPING = ["--exclude-path", "/api/v1/queue/pause"]
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("seed", "options"),
     [
@@ -208,7 +209,7 @@ def test_the_server_does_what_the_document_says(seed: int | None, options: list[
         variables = os.environ | {"SCHEMATHESIS_HOOKS": "tests.openapi_hooks", "PYTHONPATH": str(ROOT)}
         variables |= {"DARKROOM_TEST_KNOWN": json.dumps(known)}
         done = subprocess.run(
-            command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=170
+            command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=390
         )
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
 

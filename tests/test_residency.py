@@ -234,12 +234,14 @@ def test_a_weights_order_in_memory_survives_the_way_home() -> None:
 
 
 @pytest.mark.parametrize("memory", ["own", "shared"])
-def test_twenty_swaps_leave_nothing_behind(checkpoints: Path, memory: str) -> None:
+def test_twenty_swaps_leave_nothing_behind(
+    checkpoints: Path, memory: str, record_property: Callable[[str, object], None]
+) -> None:
     """A model that each swap left behind would come to three times the bound. Alone in a process, or others blur it."""
     command = [sys.executable, "-m", "tests.swaps", str(checkpoints / "models.toml"), memory]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr
-    print(f"{int(done.stdout) / 2**20:.1f} MiB more after 20 swaps")
+    record_property("told", f"{int(done.stdout) / 2**20:.1f} MiB more after 20 swaps ({memory} memory)")
     assert int(done.stdout) < 10 * 2**20
 
 

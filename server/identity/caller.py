@@ -50,8 +50,8 @@ class Caller:
         """Raises Forbidden for a place before other people's work, unless an operator wants it."""
         if not self.is_operator and (to_front or (priority or 0) > ORDINARY_PRIORITY):
             raise Forbidden(
-                f"A priority above {ORDINARY_PRIORITY} and the front of the queue are for operators, for they put others "
-                "back. Ask for a lower priority, or leave it out."
+                f"A priority above {ORDINARY_PRIORITY} and the front of the queue are for operators: they delay others."
+                " Ask for a lower priority, or leave it out."
             )
 
 

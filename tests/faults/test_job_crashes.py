@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ async def test_killed_at_a_named_point(tmp_path: Path, point: str) -> None:
 
 
 @pytest.mark.timeout(180 + 10 * KILLS)
-async def test_killed_at_random_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_killed_at_random_moments(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     folder, acknowledged = tmp_path / "data", tmp_path / "acknowledged"
     acknowledged.touch()
     chance = random.Random(1)
@@ -69,6 +70,5 @@ async def test_killed_at_random_moments(tmp_path: Path, capsys: pytest.CaptureFi
         assert process.exitcode == -signal.SIGKILL
     run_to_the_end(folder, acknowledged)
     found = await check(folder, acknowledged)
-    with capsys.disabled():
-        told = ", ".join(f"{count} {status}" for status, count in found.items() if count)
-        print(f"\n{KILLS} times killed, {len(acknowledged.read_text().split())} jobs accepted: {told}")
+    ends = ", ".join(f"{count} {status}" for status, count in found.items() if count)
+    record_property("told", f"{KILLS} times killed, {len(acknowledged.read_text().split())} jobs accepted: {ends}")
