@@ -252,6 +252,7 @@ def test_braces_that_hold_no_name_are_text(text: str) -> None:
         ("a,{x?},\nb", {}, "a,\nb"),
         ("{x?}", {}, ""),
         ("{name}, {x?}", {"x": []}, "Ada"),
+        ("{name}, {x?}", {"x": ["", None, 0]}, "Ada, 0"),
         ("{name}, {x?}", {"x": ""}, "Ada"),
         ("{x}, {y?}", {"x": ",  , odd ,"}, ",  , odd ,"),
         ("a,  , {x?},", {"x": 1}, "a,  , 1,"),

@@ -70,7 +70,9 @@ def _text(data: Mapping[str, Any], path: str, *, optional: bool) -> str:
         value = value.get(name) if isinstance(value, dict) else None
     if value is None and not optional:
         raise MissingField(f"data.{path}", f"data.{path} is required by this server's table for the event.")
-    return ", ".join(_plain(one, path) for one in value) if isinstance(value, list) else _plain(value, path)
+    if isinstance(value, list):
+        return ", ".join(filter(None, (_plain(one, path) for one in value)))
+    return _plain(value, path)
 
 
 def _plain(value: Any, path: str) -> str:
