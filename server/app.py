@@ -136,6 +136,8 @@ async def _services(
         gate = _gate(settings, database, local)
         if settings.auth == "keys" and not await gate.keys.store.all():
             log.warning("nobody has a key yet: `darkroom keys create NAME --operator` makes one")
+        if settings.credits == "on" and not settings.auth_enabled:
+            log.warning("DARKROOM_CREDITS=on charges nobody while DARKROOM_AUTH=off: everybody is an operator")
         links = Links(await secret(database, "links") if settings.auth_enabled else None, settings.link_hours)
         progress = Progress(jobs, scheduler, overview, links)
         outbound = Outbound(Rules.parse(settings.webhook_hosts))

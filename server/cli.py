@@ -110,7 +110,7 @@ def doctor() -> None:
 
 
 @main.command(short_help="Watch a running server.")
-@click.option("--url", help="Where the server answers.  [default: this machine, DARKROOM_PORT]")
+@click.option("--url", help="Where the server answers.  [default: that of DARKROOM_DATA, else DARKROOM_PORT here]")
 @click.option("--key", help="A key of that server's.  [default: none is needed for a server of this data folder]")
 @click.option("--once", is_flag=True, help="Print one frame and exit; so does output that is no terminal.")
 @_explained
@@ -121,11 +121,11 @@ def top(url: str | None, key: str | None, once: bool) -> None:
     from server.terminal import print_once, watch
 
     settings = Settings.from_environment()
-    url = (url or settings.url).rstrip("/")
+    known = LocalPass.read(settings.data)
+    url = (url or (known.url if known else settings.url)).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter("it must begin with http:// or https://.", param_hint="--url")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not once
-    known = LocalPass.read(settings.data)
     key = key or (known.token if known and known.url == url else "")
     (watch if interactive else print_once)(Remote(url, key))
 
@@ -165,6 +165,8 @@ def create(owner: str, name: str, operator: bool, read_only: bool, days: int | N
     made = desk.create(new)
     click.echo(made["key"])
     click.echo(f"Key {made['id']} of {made['owner']} ({made['role']}). It is shown this once only.", err=True)
+    if desk.auth is None:
+        click.echo(f"No server uses {desk.folder} (DARKROOM_DATA): the key was made in the database there.", err=True)
     if (desk.auth or settings.auth) == "off":
         click.echo("A server asks for keys while DARKROOM_AUTH is keys or jwt.", err=True)
 
@@ -179,11 +181,18 @@ def list_keys(owner: str | None) -> None:
     found = KeyDesk(Settings.from_environment().data).all(owner)
     if not found:
         click.echo("There are no keys; `darkroom keys create OWNER` makes one.", err=True)
-    for key in found:
-        state = "revoked" if key["revokedAt"] else "valid" if key["valid"] else "expired"
-        until = f" until {key['expiresAt'][:10]}" if key["expiresAt"] else ""
-        permissions = "+".join(key["permissions"])
-        click.echo(f"{key['id']}  {state}{until}  {key['role']} {permissions}  {key['owner']}  {key['name']}".rstrip())
+        return
+    rows = [("ID", "STATE", "ROLE", "PERMISSIONS", "OWNER", "NAME"), *map(_row, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(key: Any) -> tuple[str, ...]:
+    """What `list` shows of a key."""
+    state = "revoked" if key["revokedAt"] else "valid" if key["valid"] else "expired"
+    until = f" until {key['expiresAt'][:10]}" if key["expiresAt"] and state == "valid" else ""
+    return key["id"], state + until, key["role"], "+".join(key["permissions"]), key["owner"], key["name"]
 
 
 @keys.command()

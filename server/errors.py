@@ -28,7 +28,7 @@ class Forbidden(Exception):
 
 
 class WrongMediaType(Exception):
-    """A body that is not declared as JSON."""
+    """A body that is not declared as what it is, or as what the route reads."""
 
 
 class BodyTooLarge(Exception):
@@ -54,10 +54,11 @@ class NoPreview(Exception):
 
 
 class Interrupted(Exception):
-    """The server stops, or its scheduler did."""
+    """The server stops, or its scheduler did: under a job, or before it was taken."""
 
-    def __init__(self) -> None:
-        super().__init__("The server stopped before the job was done. Send it again once /ready answers 200.")
+    def __init__(self, *, taken: bool = True) -> None:
+        why = "The server stopped before the job was done" if taken else "The server is stopping and takes no new work"
+        super().__init__(f"{why}. Send it again once /ready answers 200.")
 
 
 class Cancelled(Exception):

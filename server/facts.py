@@ -55,7 +55,9 @@ class Queue(TypedDict):
     averageWaitTime: Annotated[
         float | None, says("Seconds that those begun in the last minute had waited; null where none was.", minimum=0)
     ]
-    estimatedProcessingTime: Annotated[float, says("Seconds until the last is done, if nobody else comes.", minimum=0)]
+    estimatedProcessingTime: Annotated[
+        float | None, says("Seconds until the last is done, if nobody else comes; null while paused.", minimum=0)
+    ]
     backlogSeconds: Annotated[float, says("What the device needs for all of them in full batches.", minimum=0)]
     retryAfter: Annotated[int, says("What a request that is refused now would be told, in seconds.", minimum=0)]
     images: Annotated[list[QueueImage], says("Those begun, then the line; within both the first to be done first.")]

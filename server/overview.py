@@ -44,12 +44,13 @@ class Overview:
         line = [ticket.order for ticket in tickets if ticket.stage is Stage.WAITING]
         places = {order: place for place, order in enumerate(line)}
         left = [end - now for order, end in ends.items()]
+        paused = bool(self._scheduler.pauses)
         return {
             "queueLength": len(places),
             "processingCount": len(tickets) - len(places),
-            "paused": bool(self._scheduler.pauses),
+            "paused": paused,
             "averageWaitTime": _known(self._metrics.waits.mean),
-            "estimatedProcessingTime": _rounded(max([0.0, *left])),
+            "estimatedProcessingTime": None if paused else _rounded(max([0.0, *left])),
             "backlogSeconds": _rounded(self._scheduler.outlook.backlog(tickets)),
             "retryAfter": self._scheduler.outlook.retry_after(tickets),
             "images": [_image(ticket, places.get(ticket.order), ends, now) for ticket in tickets[:limit]],

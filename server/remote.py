@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 5.0
 
 
 class Unreachable(Exception):
-    """Nobody answers there, or somebody who is no Darkroom, or one who refuses; the message says what to do."""
+    """Nobody answers there, or somebody who is no Darkroom, or one who refuses, in its own words."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Remote:
 
     def _refusal(self, path: str, error: urllib.error.HTTPError) -> str:
         try:
-            return f"{self.url} answers {error.code}: {json.load(error)['error']['message']}"
+            return str(json.load(error)["error"]["message"])
         except (ValueError, KeyError, TypeError):
             return f"{self.url} answers {error.code} to {path}: is it a Darkroom of this version?"
 

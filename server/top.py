@@ -109,8 +109,10 @@ def _rates(look: Look, style: Style, width: int) -> Iterator[str]:
     rows = "–" if recent["rowsPerStep"] is None else f"{recent['rowsPerStep']:.1f}"
     waited = "–" if queue["averageWaitTime"] is None else _time(queue["averageWaitTime"])
     doing = f"{queue['processingCount']} at work, {queue['queueLength']} waiting"
-    done = f"all done in {_time(queue['estimatedProcessingTime'])}"
-    yield _fit(f"now     {doing} · {done} · backlog {_time(queue['backlogSeconds'])}", width).rstrip()
+    left = queue["estimatedProcessingTime"]
+    done = "PAUSED" if queue["paused"] else "–" if left is None else f"all done in {_time(left)}"
+    line = _fit(f"now     {doing} · {done} · backlog {_time(queue['backlogSeconds'])}", width).rstrip()
+    yield style.paint(line, YELLOW) if queue["paused"] else line
     rate = f"{recent['picturesPerSecond']:.2f} pictures/s · {rows} rows a step · waited {waited}"
     yield _fit(f"minute  {rate}", width).rstrip()
     total = f"total   {totals['pictures']} pictures · {totals['failures']} failed · {totals['refusals']} refused"

@@ -27,7 +27,7 @@ async def job_of(session: AsyncSession, owner_id: str, key: ClientKey) -> Job | 
         return None
     digest, job = found
     if digest != key.digest:
-        raise KeyReused(key.key, job.id)
+        raise KeyReused(key.told or f"The key {key.key[:80]!r}", job.id)
     return job
 
 

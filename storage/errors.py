@@ -123,10 +123,12 @@ class MediaNotFound(NotFound):
 
 
 class KeyReused(StorageError):
-    def __init__(self, key: str, job_id: str) -> None:
+    """`told` is what the client knows the key by."""
+
+    def __init__(self, told: str, job_id: str) -> None:
         super().__init__(
-            f"The key {key[:80]!r} was used for another request, job {job_id}. Use a new key for a new request; "
-            "keys are remembered for 24 hours."
+            f"{told} was used for another request, job {job_id}. Use a new one for a new request; "
+            "each is remembered for 24 hours."
         )
 
 
@@ -154,6 +156,7 @@ class NotEnoughCredit(StorageError):
             f"The balance is {to_amount(balance):.6g}, and {to_amount(needed):.6g} is needed. "
             "Ask for fewer, smaller or cheaper pictures, or have the operator grant more."
         )
+        self.balance = balance
 
 
 class JobEnded(StorageError):
@@ -163,6 +166,13 @@ class JobEnded(StorageError):
 
 class IllegalTransition(StorageError):
     def __init__(self, job_id: str, present: str, wanted: str) -> None:
-        super().__init__(f"Job {job_id} is {present} and cannot become {wanted}.")
-        self.present = present
-        self.wanted = wanted
+        super().__init__(f"Job {job_id} is {present}; only {_MAY_BECOME[wanted]}.")
+
+
+_MAY_BECOME = {
+    "pending": "a failed or cancelled one can be tried again",
+    "processing": "one that waits can be begun",
+    "completed": "one that is processed can be completed",
+    "failed": "one that has not ended can fail",
+    "cancelled": "one that has not ended can be cancelled",
+}

@@ -123,6 +123,8 @@ class ClientKey:
 
     key: str
     digest: str
+    told: str = ""
+    """What its client knows it by, where it was never sent as a key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,3 +260,6 @@ class Recovered:
 
     requeued: int
     failed: int
+
+    def __str__(self) -> str:
+        return f"{self.requeued} unfinished jobs to be tried again and {self.failed} that failed with them"

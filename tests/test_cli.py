@@ -228,17 +228,36 @@ def test_a_second_server_on_the_same_folder_is_refused(checkpoints: Path, tmp_pa
     assert "Traceback" not in done.stderr
 
 
+ANN_S = ["read+write", "ann", "laptop"]
+
+
 def test_keys_are_made_listed_and_revoked(checkpoints: Path, tmp_path: Path) -> None:
     data = {"DARKROOM_DATA": str(tmp_path)}
     made = darkroom("keys", "create", "ann", "--name", "laptop", "--days", "3", checkpoints=checkpoints, **data)
     key = made.stdout.strip()
     key_id = key.split("_")[1]
     assert key.startswith("dk_") and "this once only" in made.stderr and "DARKROOM_AUTH" in made.stderr
+    assert f"No server uses {tmp_path} (DARKROOM_DATA)" in made.stderr
     darkroom("keys", "create", "eve", "--operator", "--read-only", checkpoints=checkpoints, **data)
     listed = darkroom("keys", "list", checkpoints=checkpoints, **data).stdout.splitlines()
-    assert "operator read  eve" in listed[0] and "user read+write  ann  laptop" in listed[1]
-    assert key not in "".join(listed) and listed[1].startswith(f"{key_id}  valid until ")
+    assert listed[0].split() == ["ID", "STATE", "ROLE", "PERMISSIONS", "OWNER", "NAME"]
+    assert listed[1].split()[1:] == ["valid", "operator", "read", "eve"]
+    assert listed[2].startswith(f"{key_id}  valid until ") and listed[2].split()[4:] == ["user", *ANN_S]
+    assert len({line.index(word) for line, word in zip(listed, ("OWNER", "eve", "ann"), strict=True)}) == 1
+    assert key not in "".join(listed)
     assert "is revoked" in darkroom("keys", "revoke", key_id, checkpoints=checkpoints, **data).stdout
-    assert f"{key_id}  revoked" in darkroom("keys", "list", "--owner", "ann", checkpoints=checkpoints, **data).stdout
+    (_, revoked) = darkroom("keys", "list", "--owner", "ann", checkpoints=checkpoints, **data).stdout.splitlines()
+    assert revoked.split() == [key_id, "revoked", "user", *ANN_S]
     unknown = darkroom("keys", "revoke", "nope", checkpoints=checkpoints, **data)
     assert unknown.returncode == 1 and unknown.stderr == "Error: There is no key nope.\n"
+
+
+@pytest.mark.parametrize("verb", [("list",), ("revoke", "abc")])
+def test_where_there_is_no_database_keys_are_not_looked_for(
+    checkpoints: Path, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    done = darkroom("keys", *verb, checkpoints=checkpoints, cwd=tmp_path, DARKROOM_DATA="nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f" {tmp_path / 'nowhere'}," in done.stderr and "DARKROOM_DATA" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "nowhere").exists()

@@ -24,6 +24,7 @@ PRICES = {
     "sized": Price(Decimal("0.5"), (("64x64", Decimal("0.2")),)),
     "work": Price(per_megapixel_step=Decimal("2.5")),
 }
+KEYS = {"credits": "on", "auth": "keys"}
 CATALOG = Catalog({name: entry(name, price=price) for name, price in PRICES.items()}, "fake", Path("models.toml"))
 
 
@@ -175,6 +176,23 @@ def test_a_bad_grant_names_the_field(
 ) -> None:
     become(monkeypatch, LOCAL)
     assert grant(fake, 400, **body)["field"] == field
+
+
+def test_a_refused_grant_says_what_an_operator_can_do(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, LOCAL)
+    taken = grant(fake, 400, owner="ann", amount=-2)["message"]
+    assert taken == "amount: the balance of 'ann' is 1; no more than that can be taken back."
+    assert "not a string" in grant(fake, 400, owner="ann", amount="1")["message"]
+    assert grant(fake, 413, owner="ann", amount=1, note="x" * 16_384)["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(("settings", "warned"), [({"credits": "on"}, True), ({}, False), (KEYS, False)])
+def test_credits_that_charge_nobody_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, str], warned: bool
+) -> None:
+    with serving(tmp_path, **settings):
+        pass
+    assert ("DARKROOM_CREDITS=on charges nobody" in caplog.text) == warned
 
 
 def test_a_grant_has_one_name(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

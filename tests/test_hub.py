@@ -76,7 +76,7 @@ def test_a_generation_is_asked_for_in_its_own_words(fake: FakeServer) -> None:
 def test_a_table_makes_a_picture_of_an_event(fake: FakeServer) -> None:
     data = {"name": "Ada", "class": {"name": "bard"}, "traits": ["tall", 7, True], "campaign_id": 12, "more": {}}
     made = job(fake, send(fake, event("character.created", data, "c1", subject="x", time="2026-11-22T00:00:00Z")))
-    assert made["prompt"] == "portrait of Ada,  bard, tall, 7, true"
+    assert made["prompt"] == "portrait of Ada, bard, tall, 7, true"
     assert (made["sessionId"], made["imageCount"], made["negativePrompt"]) == ("12", 2, "text")
     image = made["resultImages"][0]
     assert (image["width"], image["height"], image["parameters"]["steps"]) == (64, 128, 3)
@@ -109,6 +109,7 @@ def test_the_same_event_is_the_same_job(fake: FakeServer) -> None:
     assert len({answer.json()["data"]["job_id"] for answer in (*answers, *other)}) == 3
     changed = send(fake, body | {"data": {"prompt": "thrice"}})
     assert refused(changed, 422) == ("idempotency_key_reused", None)
+    assert changed.json()["error"]["message"].startswith("The id 'd1' of the source '/campaigns' was used for another")
 
 
 def test_the_generation_s_own_rules_hold(fake: FakeServer) -> None:
@@ -128,7 +129,9 @@ def test_the_generation_s_own_rules_hold(fake: FakeServer) -> None:
         ({"name": "x"}, "missing_required_parameter", "data.class.name"),
         ({"name": "x", "class": "bard"}, "missing_required_parameter", "data.class.name"),
         ({"name": {"first": "x"}, "class": {"name": "y"}}, "invalid_value", "data.name"),
-        ({"name": [["x", {}]], "class": {"name": "y"}}, "invalid_value", "data.name"),
+        ({"name": [["x"]], "class": {"name": "y"}}, "invalid_value", "data.name"),
+        ({"name": ["x", {}], "class": {"name": "y"}}, "invalid_value", "data.name"),
+        ({"name": "x", "class": {"name": "y"}, "traits": [[]]}, "invalid_value", "data.traits"),
         ({"name": "a\0b", "class": {"name": "y"}}, "invalid_value", "prompt"),
         ({"name": "a" * 32_001, "class": {"name": "y"}}, "invalid_value", "prompt"),
         ({"name": "x", "class": {"name": "y"}, "campaign_id": "z" * 257}, "invalid_value", "session_id"),
@@ -179,6 +182,23 @@ def test_a_binary_event_needs_its_headers(fake: FakeServer) -> None:
     assert refused(send(fake, {"prompt": "x"}, "application/json")) == ("missing_required_parameter", "specversion")
 
 
+def test_a_whole_event_that_is_declared_as_plain_json_is_told_its_type(fake: FakeServer) -> None:
+    answer = send(fake, BAD, "application/json")
+    assert refused(answer, 415) == ("unsupported_media_type", None)
+    assert f"Content-Type: {STRUCTURED}" in answer.json()["error"]["message"]
+    data = {"name": "Rome", "specversion": "2"}
+    attributes = {"ce_specversion": "1.0", "ce_id": "b2", "ce_source": "/x", "ce_type": "campaign.location_added"}
+    assert send(fake, data, "application/json", **attributes).status_code == 202, "a field of its data"
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 960, 1500, 100_000])
+@pytest.mark.parametrize("field", ["name", "more"])
+def test_nesting_however_deep_is_a_mistake_of_the_client_s(fake: FakeServer, depth: int, field: str) -> None:
+    body = json.dumps(event("campaign.location_added", {"name": "x", field: 0}, f"{field} {depth}"))
+    answer = send(fake, body.replace(f'"{field}": 0', f'"{field}": {"[" * depth}{"]" * depth}').encode())
+    assert answer.status_code in (400, 202 if field == "more" else 400), answer.text
+
+
 def test_no_other_route_reads_cloud_events(fake: FakeServer) -> None:
     headers = {"content-type": STRUCTURED}
     answer = httpx.post(f"{fake.url}/v1/images/generations", content=b'{"prompt": "x"}', headers=headers)
@@ -217,6 +237,29 @@ def test_a_template_reaches_fields_of_the_data_and_nothing_else(template: str) -
 @pytest.mark.parametrize("text", ["{a|b}", "{ name }", "{name!r}", "{name:>9}", "{name[0]}", "{}", "{0}", "{name()}"])
 def test_braces_that_hold_no_name_are_text(text: str) -> None:
     assert fields_of({"prompt": text}, {"name": "x"}) == {"prompt": text}
+
+
+@pytest.mark.parametrize(
+    ("template", "data", "text"),
+    [
+        ("a {name}, {x?}", {}, "a Ada"),
+        ("{x?}, a {name}", {}, "a Ada"),
+        ("{x?}, {y?} {name}, {z?}", {}, "Ada"),
+        ("a, {x?}, {y?}, b", {}, "a, b"),
+        ("a, {x?}, {y?}, b", {"y": 1}, "a, 1, b"),
+        ("a {x?} b", {}, "a b"),
+        ("a {x?}, b", {}, "a, b"),
+        ("a,{x?},\nb", {}, "a,\nb"),
+        ("{x?}", {}, ""),
+        ("{name}, {x?}", {"x": []}, "Ada"),
+        ("{name}, {x?}", {"x": ["", None, 0]}, "Ada, 0"),
+        ("{name}, {x?}", {"x": ""}, "Ada"),
+        ("{x}, {y?}", {"x": ",  , odd ,"}, ",  , odd ,"),
+        ("a,  , {x?},", {"x": 1}, "a,  , 1,"),
+    ],
+)
+def test_separators_go_with_the_empty_place_between_them(template: str, data: dict[str, Any], text: str) -> None:
+    assert fields_of({"prompt": template}, {"name": "Ada"} | data) == {"prompt": text}
 
 
 def test_only_texts_are_templates() -> None:
@@ -294,4 +337,4 @@ def test_the_guide_s_table_fits_the_guide_s_event() -> None:
     (sent,) = re.findall(r"hub/events .*?-d '(.*?)'", guide, re.DOTALL)
     event = json.loads(sent)
     fields = fields_of(tomllib.loads(written)["hub"][event["type"]], event["data"])
-    assert read_body(fields).prompt == "portrait of Ada,  bard, tall, grim"
+    assert read_body(fields).prompt == "portrait of Ada, bard, tall, grim"

@@ -23,6 +23,7 @@ from server.identity.desk import KeyDesk
 from server.identity.keys import NewKey
 from server.identity.links import Links
 from server.identity.local_pass import NAME, LocalPass
+from server.remote import Unreachable
 from storage.media import ImageFormat, MediaName
 from tests.fake_server import GENERATIONS, FakeServer, eventually, serving
 
@@ -214,6 +215,8 @@ def test_keys_are_made_in_the_database_while_no_server_runs_and_at_the_server_wh
         assert me(fake, before["key"]).status_code == me(fake, during["key"]).status_code == 200
         assert [key["owner"] for key in desk.all(None)] == ["bob", "ann"]
         assert [key["owner"] for key in desk.all("ann")] == ["ann"]
+        with pytest.raises(Unreachable, match=r"^There is no key nope\.$"):
+            desk.revoke("nope")
         desk.revoke(before["id"])
         assert me(fake, before["key"]).status_code == 401
     assert LocalPass.read(tmp_path) is None

@@ -121,7 +121,9 @@ def test_a_job_is_cancelled_and_tried_again(fake: FakeServer, way: str) -> None:
     else:
         done = call(fake, way, f"/jobs/{job}" + ("/cancel" if way == "POST" else ""))
     assert (done["status"], done["estimatedTimeRemaining"]) == ("cancelled", None)
-    assert call(fake, "DELETE", f"/jobs/{job}", 409)["code"] == "illegal_transition"
+    refused = call(fake, "DELETE", f"/jobs/{job}", 409)
+    assert refused["code"] == "illegal_transition"
+    assert refused["message"] == f"Job {job} is cancelled; only one that has not ended can be cancelled."
     fake.engine.open()
     eventually(lambda: fake.queue == 0)
     if way == "PUT":
@@ -129,7 +131,9 @@ def test_a_job_is_cancelled_and_tried_again(fake: FakeServer, way: str) -> None:
     else:
         call(fake, "POST", f"/jobs/{job}/retry", 202)
     assert len(ended(fake, job)["resultImages"]) == 1
-    assert call(fake, "POST", f"/jobs/{job}/retry", 409)["code"] == "illegal_transition"
+    refused = call(fake, "POST", f"/jobs/{job}/retry", 409)
+    assert refused["code"] == "illegal_transition"
+    assert refused["message"] == f"Job {job} is completed; only a failed or cancelled one can be tried again."
     fake.check_consistent()
 
 

@@ -303,6 +303,8 @@ def test_a_stop_lets_pictures_come_to_their_end_while_new_ones_are_refused(tmp_p
         fake.engine.open = open_once_it_stops  # type: ignore[method-assign]
     assert begun.result().status_code == 200
     assert [(answer.status_code, answer.json()["error"]["code"]) for answer in refused] == [(503, "interrupted")] * 2
+    said = [answer.json()["error"]["message"].partition(".")[0] for answer in refused]
+    assert said == ["The server is stopping and takes no new work", "The server stopped before the job was done"]
     with serving(tmp_path) as again:
         assert sorted(again.statuses) == ["completed", "failed", "pending"]
         httpx.post(again.url + "/api/v1/queue/resume")

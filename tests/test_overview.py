@@ -95,6 +95,16 @@ def test_the_queue_while_a_step_runs(tmp_path: Path) -> None:
     assert short["images"] == [short["images"][0]] and short["queueLength"] == 1
 
 
+def test_while_paused_nobody_knows_when_it_will_be_done(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as fake:
+        httpx.post(fake.url + "/api/v1/queue/pause")
+        paused = look(fake.url, "queue")
+        httpx.post(fake.url + "/api/v1/queue/resume")
+        resumed = look(fake.url, "queue")
+    assert (paused["paused"], paused["estimatedProcessingTime"]) == (True, None)
+    assert (resumed["paused"], resumed["estimatedProcessingTime"]) == (False, 0)
+
+
 @pytest.mark.parametrize("limit", ["-1", "1001", "x"])
 def test_a_limit_out_of_bounds_is_refused(server: Server, limit: str) -> None:
     answer = httpx.get(f"{server.url}/api/v1/queue?limit={limit}")

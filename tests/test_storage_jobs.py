@@ -71,7 +71,7 @@ async def test_only_the_allowed_transitions_happen(tmp_path: Path, source: JobSt
         elif target in TRANSITIONS[source]:
             assert (await VERBS[target](jobs, job.id)).status is target
         else:
-            with pytest.raises(IllegalTransition, match=f"{source} and cannot become {target}"):
+            with pytest.raises(IllegalTransition, match=f"^Job {job.id} is {source}; only .* can "):
                 await VERBS[target](jobs, job.id)
             assert await jobs.get("ann", job.id) == job
 
@@ -192,7 +192,9 @@ async def test_a_job_that_kills_every_run_fails_after_its_last_attempt(tmp_path:
         failed = await jobs.get("ann", job.id)
         assert (failed.status, failed.error_code) == (JobStatus.FAILED, "interrupted")
         assert failed.finished_at is not None
-        assert await jobs.recover("boot 5") == Recovered(requeued=0, failed=0)
+        nothing = await jobs.recover("boot 5")
+    assert nothing == Recovered(requeued=0, failed=0)
+    assert str(nothing) == "0 unfinished jobs to be tried again and 0 that failed with them"
 
 
 async def test_a_lost_engine_spends_no_attempt_and_is_counted(tmp_path: Path) -> None:

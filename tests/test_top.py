@@ -17,6 +17,7 @@ import pytest
 
 from pipelines.errors import ImageFailed
 from pipelines.state import DeviceFacts
+from server.identity.local_pass import write_pass
 from server.top import Look, Style, frame
 from tests.fake_server import PATIENCE, FakeServer, GatedEngine, calling, eventually, serving
 
@@ -71,8 +72,15 @@ def test_one_frame_shows_the_device_the_models_the_batch_and_the_line(fake: Fake
         assert [line for line in lines if re.search(pattern, line)], f"{pattern}\n{done.stdout}"
 
 
-def test_without_a_url_it_looks_where_a_server_of_this_environment_listens(fake: FakeServer) -> None:
-    done = top("--once", DARKROOM_PORT=str(fake.port))
+def test_without_a_url_it_looks_where_a_server_of_this_environment_listens(fake: FakeServer, tmp_path: Path) -> None:
+    done = top("--once", DARKROOM_PORT=str(fake.port), DARKROOM_DATA=str(tmp_path / "other"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"  {fake.url}\n" in done.stdout
+
+
+def test_without_a_url_it_looks_first_for_the_server_of_the_data_folder(fake: FakeServer, tmp_path: Path) -> None:
+    write_pass(tmp_path / "other", fake.url)
+    done = top("--once", DARKROOM_PORT="9", DARKROOM_DATA=str(tmp_path / "other"))
     assert (done.returncode, done.stderr) == (0, "")
     assert f"  {fake.url}\n" in done.stdout
 
@@ -87,7 +95,7 @@ def test_ascii_where_the_output_knows_no_more(fake: FakeServer) -> None:
     ("url", "said", "code"),
     [
         ("http://127.0.0.1:9", "No server answers at http://127.0.0.1:9", 1),
-        ("http://127.0.0.1:port/x", "answers 404", 1),
+        ("http://127.0.0.1:port/x", "Nothing is served under this address", 1),
         ("file:///etc", "must begin with http", 2),
     ],
 )
@@ -186,6 +194,7 @@ def look(images: int = 0, **model: Any) -> Look:
     queue = {
         "queueLength": images,
         "processingCount": 0,
+        "paused": False,
         "averageWaitTime": None,
         "estimatedProcessingTime": 0.0,
         "backlogSeconds": 7200.0,
@@ -204,6 +213,14 @@ def test_a_long_line_is_cut_to_the_terminal_and_counted() -> None:
     shown = [line for line in lines if "#1 " in line]
     assert lines[-1] == f"  … and {500 - len(shown)} more"
     assert len(frame(look(images=5), PLAIN, 80, 3)) == 3, "a terminal too low for all of it"
+
+
+def test_a_pause_is_shown_in_place_of_an_end() -> None:
+    paused = look(images=5)
+    assert any("· all done in 0 s ·" in line for line in frame(paused, PLAIN, 80))
+    paused.queue.update(paused=True, estimatedProcessingTime=None)
+    lines = [line for line in frame(paused, PLAIN, 80) if line.startswith("now")]
+    assert lines == ["now     0 at work, 5 waiting · PAUSED · backlog 2 h"]
 
 
 def test_a_load_is_shown_with_its_stage_and_share() -> None:

@@ -144,6 +144,7 @@ def test_what_became_of_deliveries_is_shown(fake: FakeServer, receiver: Receiver
         ({"url": URL, "types": [1]}, "types", "invalid_value"),
         ({"url": URL, "description": "x" * 257}, "description", "invalid_value"),
         ({"url": URL, "owner": "\0"}, "owner", "invalid_value"),
+        ({"url": URL, "owner": ""}, "owner", "invalid_value"),
         ({"url": URL, "secret": "mine"}, "secret", "unknown_parameter"),
         ({"url": URL, "enabled": "yes"}, "enabled", "invalid_value"),
     ],
@@ -158,6 +159,12 @@ def test_a_change_to_what_cannot_be_changed_is_refused(fake: FakeServer) -> None
     place = f"/{register(fake)['id']}"
     for field, value in (("url", URL), ("enabled", "no"), ("types", ["x"]), ("rotate", 1)):
         assert call(fake, "PATCH", place, 400, **{field: value})["field"] == field
+
+
+def test_a_body_is_small(fake: FakeServer) -> None:
+    place = f"/{register(fake)['id']}"
+    for method, path in (("POST", ""), ("PATCH", place)):
+        assert call(fake, method, path, 413, url=URL, description="x" * 16_384)["code"] == "request_too_large"
 
 
 def test_all_of_it_is_for_operators(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from server.outbound.client import Outbound, Reply
 from server.webhooks.messages import message
 from server.webhooks.schedule import DELAYS, MOST_RETRY_AFTER, SCATTER, answered, unanswered
 from storage.database import Database
-from storage.errors import DiskFull
+from storage.errors import DatabaseDamaged, DiskFull
 from storage.images import ImageStore
 from storage.jobs import JobStore
 from storage.outbox import KEPT
@@ -238,6 +239,7 @@ async def test_a_failure_is_told_with_its_reason(database: Database) -> None:
             await until(lambda: len(receiver.received) == 2)
     first, second = (verified(request, webhook)["data"] for request in receiver.received)
     assert (first["jobId"], first["imageCount"], first["status"]) == (failed, 2, "failed")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["createdAt"])
     assert first["error"] == {"code": "disk_full", "message": "no room"}
     assert (second["jobId"], second["error"]["code"], second["status"]) == (cancelled, "cancelled", "cancelled")
 
@@ -451,6 +453,32 @@ async def test_an_end_that_cannot_be_written_down_is_kept_until_it_can(
             await finished_job(database, new_image())
             await settled(database, webhook, 1)
         assert len(receiver.received) == 1 and len(refused) == 2
+
+
+@pytest.mark.parametrize("verb", ["waiting", "next", "record"])
+@pytest.mark.parametrize("error", [DatabaseDamaged(None, "planted"), RuntimeError("planted")])
+async def test_an_error_of_one_endpoint_s_worker_ends_nobody_s(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, verb: str, error: Exception
+) -> None:
+    original, failures = getattr(DeliveryStore, verb), [error]
+
+    async def failing(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await original(*arguments)
+
+    monkeypatch.setattr(DeliveryStore, verb, failing)
+    monkeypatch.setattr("server.webhooks.dispatcher.MISTAKE_SECONDS", 0)
+    with receiving() as receiver:
+        webhooks = [await endpoint(database, f"{receiver.url}/{number}") for number in range(2)]
+        async with delivering(database):
+            await finished_job(database, new_image())
+            for webhook in webhooks:
+                await settled(database, webhook, 1)
+    (told,) = [record for record in caplog.records if record.exc_info]
+    assert told.exc_info is not None and told.exc_info[1] is error
+    names = ["webhooks:"] if verb == "waiting" else [f"webhook {webhook.id}:" for webhook in webhooks]
+    assert told.getMessage().startswith(tuple(names))
 
 
 async def test_a_stop_in_the_middle_of_writing_down_waits_for_it(

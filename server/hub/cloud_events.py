@@ -33,14 +33,16 @@ class CloudEvent:
     def key(self) -> ClientKey:
         """What makes the same event, sent again, the same request. Neither part may hold the newline between them."""
         asked = msgspec.json.encode([self.type, self.data], order="sorted")
-        return ClientKey(f"{self.source}\n{self.id}", hashlib.sha256(asked).hexdigest())
+        told = f"The id {self.id[:80]!r} of the source {self.source[:80]!r}"
+        return ClientKey(f"{self.source}\n{self.id}", hashlib.sha256(asked).hexdigest(), told)
 
 
 async def read_event(request: Request[Any, Any, Any]) -> CloudEvent:
     """Read an event in either mode. Attributes that nobody needs here are left alone, as the specification asks.
 
     Raises:
-        MissingField, InvalidRequest: naming the attribute; and what `read_json` raises.
+        MissingField, InvalidRequest: naming the attribute.
+        WrongMediaType: saying how the event is to be sent; and what `read_json` raises.
     """
     declared = media_type(request)
     if declared not in (STRUCTURED, JSON):
@@ -51,7 +53,10 @@ async def read_event(request: Request[Any, Any, Any]) -> CloudEvent:
             raise InvalidRequest("datacontenttype", f"datacontenttype: send the data as {JSON}.")
         return _event(attributes, attributes.get("data"))
     attributes = _headers(request.headers)
-    return _event(attributes, await read_json(request))
+    data = await read_json(request)
+    if not attributes and "specversion" in data:
+        raise WrongMediaType(f"The body is a whole event: send it with the header Content-Type: {STRUCTURED}.")
+    return _event(attributes, data)
 
 
 def _headers(headers: Mapping[str, str]) -> dict[str, Any]:

@@ -51,7 +51,16 @@ def fields_of(table: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, An
 
 
 def _filled(template: str, data: Mapping[str, Any]) -> str:
-    return _PLACE.sub(lambda place: _text(data, place[1], optional=place[2] is not None), template)
+    kept = _PLACE.sub(lambda place: place[0] if not place[2] or _text(data, place[1], optional=True) else "", template)
+    if kept != template:
+        kept = _tidied(kept)
+    return _PLACE.sub(lambda place: _text(data, place[1], optional=place[2] is not None), kept)
+
+
+def _tidied(template: str) -> str:
+    """A template without the commas and blanks that stood around places which went. Nothing is put in yet."""
+    template = re.sub(r" *,(?:\s*,)+", ",", template)
+    return re.sub(r" +(?=[ ,])", "", template).strip(", ")
 
 
 def _text(data: Mapping[str, Any], path: str, *, optional: bool) -> str:
@@ -61,6 +70,8 @@ def _text(data: Mapping[str, Any], path: str, *, optional: bool) -> str:
         value = value.get(name) if isinstance(value, dict) else None
     if value is None and not optional:
         raise MissingField(f"data.{path}", f"data.{path} is required by this server's table for the event.")
+    if isinstance(value, list):
+        return ", ".join(filter(None, (_plain(one, path) for one in value)))
     return _plain(value, path)
 
 
@@ -72,6 +83,4 @@ def _plain(value: Any, path: str) -> str:
             return value
         case bool() | int() | float():
             return str(value).lower()
-        case list():
-            return ", ".join(_plain(one, path) for one in value)
     raise InvalidRequest(f"data.{path}", f"data.{path} must be text, a number or a list of such.")

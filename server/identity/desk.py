@@ -1,6 +1,7 @@
 """Where `darkroom keys` makes, lists and revokes keys: at the server that uses the data folder, or in its database."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,6 +13,7 @@ from storage.database import Database
 from storage.job_lists import JobLists
 from storage.jobs import JobStore
 from storage.keys import KeyStore
+from storage.schema import DATABASE_NAME
 
 T = TypeVar("T")
 
@@ -19,18 +21,18 @@ T = TypeVar("T")
 class KeyDesk:
     """Keys by the data folder whose people they are for. Each verb raises Unreachable and StorageError.
 
-    `auth` is how the server that uses the folder knows people; None while none runs.
+    `auth` is how the server that uses the folder knows people; None while none runs. Only `create` makes a database.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder.absolute()
         self._server, self.auth = _server_of(folder)
 
     def create(self, new: NewKey) -> MadeKey:
         """A new key's facts, and the key itself."""
         if self._server is not None:
             return cast(MadeKey, self._server.ask("/api/v1/keys", "POST", _body(new)))
-        record, key = self._offline(lambda database: Keys(KeyStore(database)).issue(new))
+        record, key = _offline(self.folder, lambda database: Keys(KeyStore(database)).issue(new))
         return MadeKey(**key_facts(record), key=key)
 
     def all(self, owner_id: str | None) -> list[KeyFacts]:
@@ -38,7 +40,7 @@ class KeyDesk:
         if self._server is not None:
             keys = self._server.ask("/api/v1/keys")["keys"]
             return [key for key in keys if owner_id in (None, key["owner"])]
-        found = self._offline(lambda database: KeyStore(database).all(owner_id))
+        found = self._there(lambda database: KeyStore(database).all(owner_id))
         return [key_facts(record) for record in found]
 
     def revoke(self, key_id: str) -> KeyFacts:
@@ -51,17 +53,25 @@ class KeyDesk:
             await cancel_jobs_of(record, JobLists(database), JobStore(database).cancel)
             return key_facts(record)
 
-        return self._offline(end)
+        return self._there(end)
 
-    def _offline(self, verb: Callable[[Database], Awaitable[T]]) -> T:
-        async def opened() -> T:
-            database = await Database.open(self._folder)
-            try:
-                return await verb(database)
-            finally:
-                await database.close()
+    def _there(self, verb: Callable[[Database], Awaitable[T]]) -> T:
+        """Look into the database of a folder that has one."""
+        if not os.path.exists(self.folder / DATABASE_NAME):  # also where this user may not look
+            where = f"No server answers for {self.folder}, and no database can be read there"
+            raise Unreachable(f"{where}: let DARKROOM_DATA name the folder that your server uses.")
+        return _offline(self.folder, verb)
 
-        return asyncio.run(opened())
+
+def _offline(folder: Path, verb: Callable[[Database], Awaitable[T]]) -> T:
+    async def opened() -> T:
+        database = await Database.open(folder)
+        try:
+            return await verb(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(opened())
 
 
 def _server_of(folder: Path) -> tuple[Remote | None, str | None]:

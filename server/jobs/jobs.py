@@ -79,7 +79,7 @@ class Jobs:
         for job in await self.store.pending(suspect=False):
             await self.restart(job, catalog)
         swept = await self.files.sweep(self.images.known_ids)
-        log.info("recovered %s, swept %s", recovered, swept)
+        log.info("earlier runs left %s; %s", recovered, swept)
 
     async def idle(self) -> None:
         """Wait until what is under way now has come to its end."""
@@ -230,7 +230,7 @@ class Jobs:
 
     async def _take(self, order: Order, key: ClientKey | None) -> JobRecord:
         if self._refusing:
-            raise Interrupted
+            raise Interrupted(taken=False)
         new, terms = to_job(order), self._terms(order)
         # Looked at before room is kept, so that whoever is over its limits takes no room from others.
         if (key or terms) and (known := await self.store.foresee(new, key, terms)):

@@ -7,7 +7,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery, QueryParameter
 
 from pipelines.errors import InvalidRequest
-from server.body import read_json
+from server.body import SMALL_JSON_BYTES, read_json
 from server.client_key import HEADER, MAX_CHARACTERS
 from server.errors import Forbidden, UnknownField
 from server.identity.caller import Caller
@@ -112,11 +112,13 @@ class Credits(Controller):
     )
     async def grant(self, request: Request[Any, Any, Any], services: NamedDependency[Services]) -> Success[Grant]:
         """Add to an owner's balance, or take back from it; the same reference again is the same grant."""
-        owner, amount, note, reference = _grant(await read_json(request), request.headers.get(HEADER.lower()))
+        asked = await read_json(request, SMALL_JSON_BYTES)
+        owner, amount, note, reference = _grant(asked, request.headers.get(HEADER.lower()))
         try:
             entry = await services.credits.grant(owner, amount, note, reference)
         except NotEnoughCredit as error:
-            raise InvalidRequest("amount", f"amount: {error}") from error
+            balance = f"the balance of {owner[:80]!r} is {to_amount(error.balance):g}"
+            raise InvalidRequest("amount", f"amount: {balance}; no more than that can be taken back.") from error
         return success(Grant(owner=owner, **_told(entry)))
 
 
@@ -170,6 +172,8 @@ def _amount(written: object) -> int:
         amount = to_micros(written)
         if to_amount(amount) == written:
             return amount
+    if isinstance(written, str):
+        raise InvalidRequest("amount", "amount must be a number, not a string: write it without quotation marks.")
     rule = f"a number up to {MAX_AMOUNT}, not 0, in whole millionths; below 0 it takes back"
     raise InvalidRequest("amount", f"amount must be {rule}.")
 

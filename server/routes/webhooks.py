@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from pipelines.errors import InvalidRequest
-from server.body import read_struct
+from server.body import SMALL_JSON_BYTES, read_struct
 from server.errors import MissingField, UnknownField
 from server.identity.guard import OPERATOR
 from server.playground import iso
@@ -30,7 +30,7 @@ class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
     url: Annotated[str, says("Where to send them: https, unless `DARKROOM_WEBHOOK_HOSTS` names the host.")]
     description: Annotated[str, says("What it is.", maxLength=MAX_CHARACTERS)] = ""
     types: Annotated[list[str], says("Which events; all, unless given.", items={"enum": list(TYPES)})] = []
-    owner: Annotated[str, says("Only this owner's.", maxLength=MAX_CHARACTERS)] | None = None
+    owner: Annotated[str, says("Only this owner's.", minLength=1, maxLength=MAX_CHARACTERS)] | None = None
     enabled: Annotated[bool, says("Whether it is told now.")] = True
 
 
@@ -123,7 +123,7 @@ class Webhooks(Controller):
         self, request: Request[Any, Any, Any], services: NamedDependency[Services]
     ) -> Response[Success[WithSecret]]:
         """Register an endpoint. The answer alone tells its secret."""
-        asked = await read_struct(request, NewEndpoint)
+        asked = await read_struct(request, NewEndpoint, SMALL_JSON_BYTES)
         _check(asked.description, asked.types, asked.owner)
         await services.outbound.admit(asked.url)
         new = NewWebhook(
@@ -153,7 +153,7 @@ class Webhooks(Controller):
         self, request: Request[Any, Any, Any], services: NamedDependency[Services], webhook_id: FromPath[str]
     ) -> Response[Success[WithSecret]]:
         """Change what it is told, turn it off or on, or give it a new secret, which the answer tells."""
-        asked = await read_struct(request, Change)
+        asked = await read_struct(request, Change, SMALL_JSON_BYTES)
         given = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not msgspec.UNSET}
         secret = new_secret() if given.pop("rotate") else None
         _check(given.get("description", ""), given.get("types", []))
@@ -175,6 +175,8 @@ class Webhooks(Controller):
 
 def _check(description: str, types: list[str], owner: str | None = None) -> None:
     """Raises InvalidRequest."""
+    if owner == "":
+        raise InvalidRequest("owner", "owner must not be empty; leave it out for everybody's events.")
     for type in types:
         if type not in TYPES:
             raise InvalidRequest("types", f"types must be among {', '.join(TYPES)}, not {type[:40]!r}.")

@@ -15,7 +15,7 @@ from server.outbound.client import Outbound, OutboundFailed
 from server.webhooks.messages import CONTENT_TYPE, message
 from server.webhooks.schedule import answered, unanswered
 from server.webhooks.signing import signatures
-from storage.errors import StorageError
+from storage.errors import DatabaseBusy, DiskFault, DiskFull
 from storage.webhook_records import Attempt, DeliveryStatus, Due
 from storage.webhooks import DeliveryStore
 
@@ -26,6 +26,12 @@ LONGEST_NAP = 300.0
 
 FAULT_SECONDS = 5.0
 """Until a question that the database refused is put to it again."""
+
+PASSING = (DatabaseBusy, DiskFull, DiskFault)
+"""Refusals after which the same question may be answered. Until then nothing is sent: its end could not be recorded."""
+
+MISTAKE_SECONDS = 60.0
+"""Until a worker goes on after an error that nobody foresaw. What it sent just before may be sent again."""
 
 Found = TypeVar("Found")
 
@@ -64,15 +70,19 @@ class Dispatcher:
     async def run(self) -> None:
         """Deliver until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                self._written.clear()
-                for webhook_id in await _patiently(self._deliveries.waiting):
-                    if webhook_id not in self._workers:
-                        self._workers[webhook_id] = asyncio.Event()
-                        tasks.create_task(self._work(webhook_id))
-                for wake in self._workers.values():
-                    wake.set()
-                await self._written.wait()
+            await _undaunted("webhooks", partial(self._assign, tasks))
+
+    async def _assign(self, tasks: asyncio.TaskGroup) -> None:
+        """See, whenever something was written, that each endpoint has a worker."""
+        while True:
+            self._written.clear()
+            for webhook_id in await _patiently(self._deliveries.waiting):
+                if webhook_id not in self._workers:
+                    self._workers[webhook_id] = asyncio.Event()
+                    tasks.create_task(_undaunted(f"webhook {webhook_id}", partial(self._work, webhook_id)))
+            for wake in self._workers.values():
+                wake.set()
+            await self._written.wait()
 
     async def _work(self, webhook_id: str) -> None:
         """Deliver to one endpoint until there is nothing left."""
@@ -119,8 +129,18 @@ def _headers(due: Due, now: datetime, body: bytes) -> dict[str, str]:
     }
 
 
+async def _undaunted(who: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do some work to its end, from its beginning again after each error, which ends nobody else's work."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            log.exception("%s: deliveries stopped, and go on in %.0f s", who, MISTAKE_SECONDS)
+            await asyncio.sleep(MISTAKE_SECONDS)
+
+
 async def _patiently(ask: Callable[[], Coroutine[Any, Any, Found]]) -> Found:
-    """Ask the database until it answers. Whoever is cancelled meanwhile waits for the answer still.
+    """Ask the database until it answers, if it may one day. Whoever is cancelled meanwhile waits for the answer still.
 
     A connection that is cut off in the middle of a transaction may keep the database locked.
     """
@@ -131,7 +151,7 @@ async def _patiently(ask: Callable[[], Coroutine[Any, Any, Found]]) -> Found:
         except asyncio.CancelledError:
             await asyncio.wait({asking})
             raise
-        except StorageError as error:
+        except PASSING as error:
             log.error("the webhooks' deliveries wait for the database: %s", error)
             await asyncio.sleep(FAULT_SECONDS)
 

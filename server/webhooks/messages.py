@@ -1,5 +1,6 @@
 """Events as they are sent: CloudEvents 1.0 in JSON, small enough for any receiver."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -62,7 +63,7 @@ def _job(facts: dict[str, Any]) -> dict[str, Any]:
             "code": facts["error_code"] or facts["status"],
             "message": (facts["error_message"] or f"The job was {facts['status']}.")[:MAX_PROMPT_CHARACTERS],
         },
-        "createdAt": facts["created_at"],
+        "createdAt": iso(datetime.fromisoformat(facts["created_at"])),
     }
 
 
