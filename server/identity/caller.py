@@ -7,6 +7,9 @@ from enum import StrEnum
 LOCAL_OWNER = "local"
 """Everybody, while nobody is asked who they are."""
 
+MAX_CHARACTERS = 255
+"""Of an owner's name, and of a key's."""
+
 
 class Role(StrEnum):
     """Users have their own jobs and pictures; operators run the server as well."""
@@ -40,6 +43,11 @@ class Caller:
     def reach(self) -> str | None:
         """Whose jobs the caller may put in order: an operator everybody's, which None stands for."""
         return None if self.is_operator else self.owner_id
+
+
+def is_name(text: str) -> bool:
+    """Whether somebody may be called this, or something of theirs."""
+    return 0 < len(text) <= MAX_CHARACTERS and text.isprintable()
 
 
 LOCAL = Caller(LOCAL_OWNER, Role.OPERATOR)
