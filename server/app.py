@@ -109,9 +109,9 @@ async def _services(
 ) -> AsyncIterator[Services]:
     """Start the parts in order, hand them out, and stop them in the opposite order."""
     database = await Database.open(settings.data)
-    local = write_pass(settings.data, settings.url)
     gpu, loader = WorkerThread("gpu"), WorkerThread("loader")
     try:
+        local = write_pass(settings.data, settings.url)
         engine = await gpu(new_engine)
         metrics = Metrics()
         scheduler = Scheduler(

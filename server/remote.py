@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 PATIENCE_SECONDS = 5.0
 """How long a server may take to answer one question."""
 
+REDIRECTS = (301, 302, 303, 307, 308)
+
 
 class Unreachable(Exception):
     """Nobody answers there, or somebody who is no Darkroom, or one who refuses, in its own words."""
@@ -34,8 +36,9 @@ class Remote:
         request = urllib.request.Request(self.url.rstrip("/") + path, content, headers, method=method)
         # A proxy is for other machines' addresses.
         proxies: Sequence[Any] = [urllib.request.ProxyHandler({})] if _is_here(self.url) else []
+        opener = urllib.request.build_opener(_NoRedirects, *proxies)
         try:
-            with urllib.request.build_opener(*proxies).open(request, timeout=PATIENCE_SECONDS) as answer:
+            with opener.open(request, timeout=PATIENCE_SECONDS) as answer:
                 data = json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise Unreachable(self._refusal(path, error)) from error
@@ -50,10 +53,21 @@ class Remote:
         return data
 
     def _refusal(self, path: str, error: urllib.error.HTTPError) -> str:
+        if error.code in REDIRECTS:
+            return (
+                f"{self.url} leads to {error.headers.get('Location')}: if you trust that address, name it with --url."
+            )
         try:
             return str(json.load(error)["error"]["message"])
         except (ValueError, KeyError, TypeError):
             return f"{self.url} answers {error.code} to {path}: is it a Darkroom of this version?"
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """No answer leads elsewhere: the key would be sent along, to any host that it names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def _is_here(url: str) -> bool:

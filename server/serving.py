@@ -107,6 +107,14 @@ def _log_to_stderr(level: str) -> None:
     )
     for ours in ("server", "pipelines", "storage", "uvicorn.access"):
         logging.getLogger(ours).setLevel(level)
+    logging.getLogger("uvicorn.access").addFilter(_cut_query)
+
+
+def _cut_query(line: logging.LogRecord) -> bool:
+    """Take the query from a line of the access log: it may be what signs a picture's address."""
+    if isinstance(line.args, tuple):
+        line.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in line.args)
+    return True
 
 
 async def _serve(app: Litestar, server: uvicorn.Server, listener: socket.socket, announce: Callable[[], None]) -> bool:

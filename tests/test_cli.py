@@ -195,13 +195,13 @@ def test_serve_prints_its_address_serves_and_stops_when_told(checkpoints: Path, 
         address = re.search(r"http://127\.0\.0\.1:\d+", output)
         assert address is not None
         assert "Device: CPU" in output
-        with urllib.request.urlopen(f"{address[0]}/health", timeout=30) as answer:
+        with urllib.request.urlopen(f"{address[0]}/health?signature=private", timeout=30) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGTERM)
         output += process.stderr.read()
         assert process.wait(30) == 0
         assert "DARKROOM_MODEL is no setting and changes nothing; did you mean 'DARKROOM_MODELS'?" in output
-        assert '"GET /health HTTP/1.1" 200' in output
+        assert '"GET /health HTTP/1.1" 200' in output and "private" not in output
         told = [line for line in output.splitlines() if re.match(r"\d{4}-", line)]
         loggers = {line.split()[3].split(".")[0].rstrip(":") for line in told}
         assert loggers <= {"server", "pipelines", "storage", "uvicorn"}

@@ -1,10 +1,12 @@
 """Who is asking: keys, tokens, signed addresses, and the streams of those who are no longer let in."""
 
+import asyncio
 import json
+import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,16 +20,24 @@ from openai import AuthenticationError, OpenAI, PermissionDeniedError
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from server.identity import gate
+from pipelines.catalog import Catalog
+from server.app import create_app
+from server.identity import gate, published
+from server.identity.caller import Caller
 from server.identity.desk import KeyDesk
 from server.identity.keys import NewKey
 from server.identity.links import Links
 from server.identity.local_pass import NAME, LocalPass
-from server.remote import Unreachable
+from server.identity.tokens import Trust
+from server.remote import Remote, Unreachable
+from server.settings import Settings
+from storage.database import Database
 from storage.media import ImageFormat, MediaName
 from tests.fake_server import GENERATIONS, FakeServer, eventually, serving
+from tests.fakes import FakeEngine, entry
 
 SECRET = "an old secret of at least thirty-two bytes"
+STRANGER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -153,6 +163,13 @@ def test_a_key_that_cannot_be_made_is_refused_by_name(tmp_path: Path, fields: di
         assert fake.rows("SELECT * FROM api_keys") == []
 
 
+def test_a_key_without_its_scheme_is_told_so(tmp_path: Path) -> None:
+    with guarded(tmp_path) as fake:
+        answer = httpx.get(fake.url + "/api/v1/me", headers={"Authorization": make_key(fake)["key"]})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert "needs the word `Bearer` before it" in answer.json()["error"]["message"]
+
+
 def test_an_expired_key_is_worth_nothing(tmp_path: Path) -> None:
     made = KeyDesk(tmp_path).create(NewKey(owner_id="ann", lifetime=timedelta(seconds=-1)))
     with guarded(tmp_path) as fake:
@@ -195,6 +212,26 @@ def test_revoking_a_key_cancels_its_jobs_and_ends_its_streams(tmp_path: Path, mo
         fake.engine.gates["step"].open()
         eventually(lambda: sorted(fake.statuses) == ["cancelled", "completed"])
         assert httpx.delete(f"{fake.url}/api/v1/keys/nope", headers=operator_of(fake)).status_code == 404
+
+
+def test_a_stream_ends_when_the_credential_behind_it_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "RECHECK_SECONDS", 0.0)
+    expires = datetime.now(UTC) + timedelta(seconds=1)
+
+    async def changes() -> AsyncIterator[str]:
+        yield "before"
+        while datetime.now(UTC) <= expires:
+            await asyncio.sleep(0.01)
+        yield "after"
+
+    with guarded(tmp_path) as fake:
+        admitted = fake.app.state.services.gate.while_admitted
+
+        async def heard(caller: Caller) -> list[str]:
+            return [change async for change in admitted(caller, changes())]
+
+        assert "after" not in asyncio.run(heard(Caller("ann", expires=expires)))
+        assert asyncio.run(heard(Caller("ann"))) == ["before", "after"]
 
 
 def test_a_socket_without_a_key_is_not_opened(tmp_path: Path) -> None:
@@ -250,7 +287,10 @@ def test_addresses_of_pictures_are_signed_and_those_of_public_ones_plain(tmp_pat
             assert httpx.get(fake.url + plain).status_code == 401
             assert httpx.get(fake.url + plain, headers=bearer(ann)).status_code == 200
             assert httpx.get(fake.url + plain, headers=bearer(bob)).status_code == 404
-            assert httpx.get(fake.url + address[:-1] + ("A" if address[-1] != "A" else "B")).status_code == 401
+            altered = httpx.get(fake.url + address[:-1] + ("A" if address[-1] != "A" else "B"))
+            assert (altered.status_code, altered.json()["error"]["code"]) == (401, "invalid_api_key")
+            assert "has expired or was altered" in altered.json()["error"]["message"]
+            assert "A credential is needed" in httpx.get(fake.url + plain).json()["error"]["message"]
         mixed = f"{made['thumbnailUrl'].partition('?')[0]}?{made['imageUrl'].partition('?')[2]}"
         assert httpx.get(fake.url + mixed).status_code == 401
         public = generate(fake, ann, public=True).json()
@@ -260,6 +300,15 @@ def test_addresses_of_pictures_are_signed_and_those_of_public_ones_plain(tmp_pat
         assert [httpx.get(fake.url + image["imageUrl"]).status_code for image in history] == [200, 200]
         httpx.delete(f"{fake.url}/api/images/{made['id']}/", headers=bearer(ann))
         assert httpx.get(fake.url + made["imageUrl"]).status_code == 404
+
+
+def test_a_key_that_may_only_write_opens_no_picture(tmp_path: Path) -> None:
+    with guarded(tmp_path) as fake:
+        writer = make_key(fake, permissions=["write"])["key"]
+        address = generate(fake, writer).json()["imageUrl"]
+        refused = httpx.get(fake.url + address.partition("?")[0], headers=bearer(writer))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+        assert httpx.get(fake.url + address).status_code == 200
 
 
 def test_a_signed_address_holds_for_its_time_and_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +354,7 @@ def test_a_token_that_is_not_for_us_is_refused(tmp_path: Path) -> None:
     bare = {"sub": "ann", "exp": now + 60}
     wrong = [token(exp=now - 3600), token(exp="soon"), token(exp=10**30), token(nbf=now + 3600), token(aud="another")]
     wrong += [token(sub=""), token(sub="x" * 256), token(sub=None), token() + "x", "a.b.c", "x" * 20_000]
+    wrong += [token(exp=10**17), token(nbf=float("inf")), token(sub="\ud800"), token(sub="a\nb"), token(sub="local")]
     wrong += [jwt.encode({name: bare[name]}, SECRET) for name in bare]
     wrong += [
         jwt.encode(bare, "another secret of thirty-two bytes!!"),
@@ -317,7 +367,7 @@ def test_a_token_that_is_not_for_us_is_refused(tmp_path: Path) -> None:
         for refused in wrong:
             answer = me(fake, refused)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), refused
-            assert SECRET not in answer.text
+            assert SECRET not in answer.text and "cannot be fetched" not in answer.text
 
 
 @contextmanager
@@ -377,8 +427,122 @@ def test_tokens_of_an_issuer_are_checked_with_the_keys_it_publishes(tmp_path: Pa
             assert [me(fake, wrong).status_code for wrong in refused] == [401] * len(refused)
             for number in range(5):
                 assert me(fake, signed(kid=f"unknown-{number}")).status_code == 401
-            assert asked.count("/keys") <= 2, "each unknown key was asked for anew"
+            assert asked.count("/keys") == 1, "each unknown key was asked for anew"
     with guarded(tmp_path, auth="jwt", jwt_issuer=url, jwt_audience="darkroom") as fake:  # and the issuer is gone
         answer = me(fake, jwt.encode({"sub": "ann"}, key, algorithm="RS256", headers={"kid": "one"}))
         assert answer.status_code == 401 and "cannot be fetched" in answer.json()["error"]["message"]
         assert url not in answer.text
+
+
+def named(kid: str = "one") -> str:
+    """A token as an issuer's are, signed by nobody it knows."""
+    return jwt.encode({"sub": "ann"}, STRANGER, algorithm="RS256", headers={"kid": kid})
+
+
+def test_keys_are_fetched_anew_once_they_are_old_and_once_a_pause_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    with ExitStack() as living:
+        url, asked = living.enter_context(issuer(key))
+        claims = {"sub": "ann", "exp": int(time.time()) + 600, "iss": url, "aud": "darkroom"}
+        sound = jwt.encode(claims, key, algorithm="RS256", headers={"kid": "one"})
+        with guarded(tmp_path, auth="jwt", jwt_issuer=url, jwt_audience="darkroom") as fake:
+            for alien in (token(), jwt.encode(claims, key, algorithm="RS256"), jwt.encode(claims, None, "none"), "x.y"):
+                assert me(fake, alien).status_code == 401
+            assert asked == [], "somebody was asked for a key that no token named"
+            assert [me(fake, sound).status_code for _ in range(3)] == [200] * 3 and asked.count("/keys") == 1
+            monkeypatch.setattr(published, "PAUSE_SECONDS", 0.0)
+            assert "publishes no key" in me(fake, named("two")).text and asked.count("/keys") == 2
+            living.close()
+            assert "cannot be fetched" in me(fake, named("two")).text
+            assert me(fake, sound).status_code == 200
+            monkeypatch.setattr(published, "KEPT_SECONDS", 0.0)
+            assert me(fake, sound).status_code == 401
+
+
+@contextmanager
+def silent() -> Iterator[tuple[str, list[socket.socket]]]:
+    """An issuer that takes connections and says nothing: its address, and those it has taken."""
+    taken: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def take() -> None:
+            while (connection := listener.accept()[0]).recv(1, socket.MSG_PEEK):
+                taken.append(connection)
+            connection.close()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", taken
+        finally:
+            socket.create_connection(listener.getsockname()).close()
+            thread.join()
+            for connection in taken:
+                connection.close()
+
+
+def test_tokens_of_an_issuer_that_is_silent_hold_up_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "PATIENCE_SECONDS", 600.0)
+    with silent() as (url, taken), ExitStack() as asking:
+        fake = asking.enter_context(guarded(tmp_path, auth="jwt", jwt_issuer=url, jwt_audience="darkroom"))
+        key = make_key(fake)["key"]
+        waiting = [asking.enter_context(socket.create_connection(("127.0.0.1", fake.port))) for _ in range(12)]
+        for number, connection in enumerate(waiting):
+            head = f"GET /api/v1/me HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {named(str(number))}"
+            connection.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode())
+        eventually(lambda: taken)
+        assert generate(fake, key).status_code == 200
+        waiting.pop().close()  # whoever hangs up ends nobody else's wait
+        taken[0].shutdown(socket.SHUT_RDWR)
+        for connection in waiting:
+            answer = b"".join(iter(lambda connection=connection: connection.recv(65536), b""))
+            assert answer.startswith(b"HTTP/1.1 401") and b"cannot be fetched" in answer
+        for number in range(5):
+            assert "cannot be fetched" in me(fake, named(str(number))).text
+        assert len(taken) == 1, "it was asked again at once"
+
+
+def test_what_holds_a_secret_does_not_tell_it_to_a_log() -> None:
+    assert "hush" not in f"{Trust(secret='hush')} {LocalPass('http://localhost', 'hush')} {Remote('http://h', 'hush')}"
+
+
+def test_a_key_is_not_sent_to_where_an_answer_leads() -> None:
+    reached: list[str] = []
+
+    class Leading(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            reached.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/elsewhere")  # type: ignore[attr-defined]
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Leading) as leading:
+        thread = threading.Thread(target=leading.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(Unreachable, match="leads to http://localhost"):
+                Remote(f"http://127.0.0.1:{leading.server_port}", "hush").ask("/api/v1/me")
+        finally:
+            leading.shutdown()
+            thread.join()
+    assert reached == ["/api/v1/me"]
+
+
+def test_a_pass_that_cannot_be_written_leaves_the_database_closed(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir(mode=0o700)
+    app = create_app(Settings(data=tmp_path), Catalog({"fake": entry("fake")}, "fake", Path("models.toml")), FakeEngine)
+
+    async def start() -> None:
+        with pytest.raises(ExceptionGroup):  # of the OSError
+            async with app.lifespan():
+                pass
+        await (await Database.open(tmp_path)).close()  # its lock is free
+
+    asyncio.run(start())

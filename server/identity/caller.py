@@ -9,6 +9,9 @@ from server.errors import Forbidden
 LOCAL_OWNER = "local"
 """Everybody, while nobody is asked who they are."""
 
+MAX_CHARACTERS = 255
+"""Of an owner's name, and of a key's."""
+
 
 ORDINARY_PRIORITY = 0
 
@@ -53,6 +56,11 @@ class Caller:
                 f"A priority above {ORDINARY_PRIORITY} and the front of the queue are for operators: they delay others."
                 " Ask for a lower priority, or leave it out."
             )
+
+
+def is_name(text: str) -> bool:
+    """Whether somebody may be called this, or something of theirs."""
+    return 0 < len(text) <= MAX_CHARACTERS and text.isprintable()
 
 
 LOCAL = Caller(LOCAL_OWNER, Role.OPERATOR)

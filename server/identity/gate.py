@@ -51,7 +51,9 @@ class Gate:
             return LOCAL
         credential = _credential(headers)
         if not credential:
-            raise Unauthenticated(f"A credential is needed. {HOW}")
+            bare = headers.get("authorization", "").startswith(PREFIX)
+            missing = "The key needs the word `Bearer` before it." if bare else "A credential is needed."
+            raise Unauthenticated(f"{missing} {HOW}")
         if compare_digest(credential.encode(), self._local_pass.encode()):
             return LOCAL
         if self._tokens is not None and not credential.startswith(PREFIX):

@@ -62,19 +62,30 @@ async def authorise(connection: Connection, handler: BaseRouteHandler) -> None:
 
     Raises:
         Unauthenticated: nobody knows who asks.
-        Forbidden: an operator's route, or a credential that may only read.
+        Forbidden: an operator's route, or a credential that is not good for this.
     """
     access = access_of(handler)
     if access is Access.PUBLIC:
         return
-    services: Services = connection.app.state.services
-    caller = await services.gate.caller(connection.headers)
+    caller = await find_caller(connection)
     if access is Access.OPERATOR and not caller.is_operator:
         raise Forbidden("Only operators may do this.")
+    connection.scope["state"]["caller"] = caller
+
+
+async def find_caller(connection: Connection) -> Caller:
+    """Who asks, with a credential that is good for requests of this method.
+
+    Raises:
+        Unauthenticated: nobody knows who asks.
+        Forbidden: the credential may only read, or only write.
+    """
+    services: Services = connection.app.state.services
+    caller = await services.gate.caller(connection.headers)
     needed = Permission.READ if connection.scope.get("method", "GET") in SAFE_METHODS else Permission.WRITE
     if needed not in caller.permissions:
         raise Forbidden(f"This key is not made for this: it lacks the permission {str(needed)!r}.")
-    connection.scope["state"]["caller"] = caller
+    return caller
 
 
 def caller_of(scope: Scope) -> Caller:

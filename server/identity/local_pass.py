@@ -6,7 +6,8 @@ It is drawn anew at each start, and readable by this user only; who can read it 
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from storage.durable import make_folder
@@ -19,7 +20,7 @@ class LocalPass:
     """Where the server answers, and what it takes for an operator's credential."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> "LocalPass | None":
@@ -43,5 +44,6 @@ def write_pass(folder: Path, url: str) -> LocalPass:
 
 
 def remove_pass(folder: Path) -> None:
-    """The server stops."""
-    (folder / NAME).unlink(missing_ok=True)
+    """The server stops. A pass that cannot be removed is as one that a killed server left."""
+    with suppress(OSError):
+        (folder / NAME).unlink()

@@ -1,23 +1,19 @@
 """JSON Web Tokens of somebody else's making: who their bearer is, and whether they run the server."""
 
-import asyncio
-import json
-import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import jwt
 
 from server.errors import Unauthenticated
-from server.identity.caller import Caller, Role
+from server.identity.caller import LOCAL_OWNER, MAX_CHARACTERS, Caller, Role, is_name
+from server.identity.published import KeysUnavailable, PublishedKeys
 
 LEEWAY_SECONDS = 30
 """How far the clocks of two machines may differ."""
 
-PATIENCE_SECONDS = 5.0
-MAX_OWNER_CHARACTERS = 255
 MAX_TOKEN_CHARACTERS = 16_384
 ASYMMETRIC = ("RS256", "ES256")
 
@@ -34,7 +30,7 @@ class Trust:
         operators: claims that make an operator, as pairs of a claim, dotted where it is nested, and a value.
     """
 
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     issuer: str = ""
     audience: str = ""
     jwks: str = ""
@@ -42,11 +38,11 @@ class Trust:
 
 
 class Tokens:
-    """Reads tokens. An issuer's keys are fetched when they are first needed, and kept for five minutes."""
+    """Reads tokens."""
 
     def __init__(self, trust: Trust) -> None:
         self._trust = trust
-        self._keys: jwt.PyJWKClient | None = None
+        self._published = PublishedKeys(trust.issuer, trust.jwks)
 
     async def caller(self, token: str) -> Caller:
         """The bearer of a token.
@@ -56,13 +52,15 @@ class Tokens:
         """
         try:
             return self._caller(await self._claims(token))
-        except (jwt.PyJWTError, OSError, ValueError, OverflowError) as error:
+        except (jwt.PyJWTError, KeysUnavailable, ValueError, OverflowError, OSError) as error:
             raise Unauthenticated(f"This token is not accepted: {_reason(error)}.") from error
 
     def _caller(self, claims: Mapping[str, Any]) -> Caller:
         owner_id = claims["sub"]
-        if not 0 < len(owner_id) <= MAX_OWNER_CHARACTERS:
-            raise jwt.InvalidTokenError(f"sub must have 1 to {MAX_OWNER_CHARACTERS} characters")
+        if not is_name(owner_id):
+            raise jwt.InvalidTokenError(f"sub must have 1 to {MAX_CHARACTERS} characters, all of them printable")
+        if owner_id == LOCAL_OWNER:
+            raise jwt.InvalidTokenError(f"sub must not be {LOCAL_OWNER!r}, whose pictures are those of this machine")
         role = Role.OPERATOR if any(_has(claims, *wanted) for wanted in self._trust.operators) else Role.USER
         return Caller(owner_id, role, expires=datetime.fromtimestamp(int(claims["exp"]) + LEEWAY_SECONDS, UTC))
 
@@ -72,9 +70,7 @@ class Tokens:
         trust = self._trust
         # The algorithm is ours to say, never the token's: one signed "none", or with a public key as a shared secret,
         # is refused.
-        key: Any = trust.secret
-        if not trust.secret:
-            key = await asyncio.to_thread(self._published_key, token)
+        key: Any = trust.secret or await self._published.find(_key_id(token))
         required = ["exp", "sub", *(["iss"] if trust.issuer else []), *(["aud"] if trust.audience else [])]
         return jwt.decode(
             token,
@@ -87,18 +83,15 @@ class Tokens:
             options={"require": required},
         )
 
-    def _published_key(self, token: str) -> jwt.PyJWK:
-        """The issuer's key that a token names, in a worker thread. PyJWT asks for an unknown one twice a minute."""
-        if self._keys is None:
-            self._keys = jwt.PyJWKClient(self._trust.jwks or _discover(self._trust.issuer), timeout=PATIENCE_SECONDS)
-        return self._keys.get_signing_key_from_jwt(token)
 
-
-def _discover(issuer: str) -> str:
-    """Where an issuer publishes its keys (OpenID Connect Discovery 1.0, section 4)."""
-    address = issuer.rstrip("/") + "/.well-known/openid-configuration"
-    with urllib.request.urlopen(address, timeout=PATIENCE_SECONDS) as answer:
-        return str(json.load(answer)["jwks_uri"])
+def _key_id(token: str) -> str:
+    """Which of the issuer's keys a token names, if it can be one of the issuer's: nobody is asked for another."""
+    header = jwt.get_unverified_header(token)
+    if header.get("alg") not in ASYMMETRIC:
+        raise jwt.InvalidAlgorithmError(f"alg must be {' or '.join(ASYMMETRIC)}")
+    if not header.get("kid"):
+        raise jwt.InvalidTokenError("its header must name a key, as kid")
+    return str(header["kid"])
 
 
 def _has(claims: Mapping[str, Any], claim: str, value: str) -> bool:
@@ -113,6 +106,8 @@ def _has(claims: Mapping[str, Any], claim: str, value: str) -> bool:
 
 def _reason(error: Exception) -> str:
     """Why a token is refused, for the one who sent it: PyJWT's own words, but none of a network's."""
-    if not isinstance(error, jwt.PyJWTError) or isinstance(error, jwt.PyJWKClientConnectionError):
+    if isinstance(error, KeysUnavailable):
         return "the keys of its issuer cannot be fetched now"
-    return str(error).rstrip(".")
+    if isinstance(error, jwt.PyJWTError):
+        return str(error).rstrip(".")
+    return "it cannot be read, or a time in it is out of range"  # dates raise all three, according to how far

@@ -12,7 +12,7 @@ from pipelines.errors import InvalidRequest
 from pipelines.request import check_range
 from server.body import SMALL_JSON_BYTES, read_struct
 from server.errors import MissingField, UnknownField
-from server.identity.caller import Caller, Permission, Role
+from server.identity.caller import MAX_CHARACTERS, Caller, Permission, Role, is_name
 from server.identity.guard import OPERATOR
 from server.identity.keys import KeyFacts, MadeKey, NewKey, cancel_jobs_of, key_facts
 from server.schemas import Success, documents, says, success
@@ -20,7 +20,6 @@ from server.state import Services
 
 MISTAKES = (MissingField, UnknownField)
 MAX_DAYS = 3650
-MAX_CHARACTERS = 255
 
 
 class KeyBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,7 +91,7 @@ def _new_key(body: KeyBody) -> NewKey:
     if not body.owner:
         raise MissingField("owner", "owner is required: the name of the one whose key it is to be.")
     for name, text in (("owner", body.owner), ("name", body.name)):
-        if len(text) > MAX_CHARACTERS or not text.isprintable():
+        if text and not is_name(text):
             raise InvalidRequest(name, f"{name} must have at most {MAX_CHARACTERS} characters, all of them printable.")
     if body.role not in list(Role):
         raise InvalidRequest("role", f"role must be {' or '.join(Role)}, not {body.role[:24]!r}.")
