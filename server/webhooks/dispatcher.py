@@ -122,7 +122,7 @@ def _headers(due: Due, now: datetime, body: bytes) -> dict[str, str]:
 async def _patiently(ask: Callable[[], Coroutine[Any, Any, Found]]) -> Found:
     """Ask the database until it answers. Whoever is cancelled meanwhile waits for the answer still.
 
-    A connection that is cut off in the middle of a transaction may keep the database locked.
+    What was delivered is to be written down, or it is delivered again.
     """
     while True:
         asking = asyncio.create_task(ask())
