@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -82,11 +82,13 @@ class Database:
         Raises DatabaseBusy, DiskFull or DiskFault; nothing was written then.
         """
         with typed_errors():
-            async with self._write_session.begin() as session:
-                await session.connection()
-                yield session
-            if session.info.get(LEAVES_EVENTS):
-                self.events_written.set()
+            try:
+                async with self._write_session.begin() as session:
+                    await session.connection()
+                    yield session
+            finally:  # a commit that was begun is carried out, whether or not its caller is cancelled meanwhile
+                if session.info.get(LEAVES_EVENTS):
+                    self.events_written.set()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
@@ -120,6 +122,7 @@ def _engine(
         max_overflow=0,
         pool_timeout=patience,
         connect_args={"isolation_level": None},
+        hide_parameters=True,  # errors are logged, and prompts and secrets are none of the log's
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -134,5 +137,12 @@ def _engine(
         # Python's own sqlite3 transactions are DEFERRED: one that reads and then writes fails at once,
         # without waiting, when another process wrote in between.
         connection.exec_driver_sql(begin)
+
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def let_go(connection: DBAPIConnection, _record: object, _error: BaseException | None) -> None:
+        # Given up when its user was cancelled within a statement. A cursor may outlive that, and with it, closed or
+        # not, the transaction and its lock; so that is ended first.
+        with suppress(sqlite3.Error):
+            connection.rollback()
 
     return engine

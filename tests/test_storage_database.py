@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import stat
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -10,12 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import storage.database
-from storage.database import Database
+from storage.database import LEAVES_EVENTS, Database
 from storage.errors import DatabaseBusy, DatabaseDamaged, DatabaseTooNew, FolderUnusable
 from storage.jobs import JobStore
 from storage.schema import inspect_database
@@ -105,6 +107,58 @@ async def test_cancelled_writers_leave_the_database_usable(tmp_path: Path) -> No
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert sum(isinstance(result, BaseException) for result in results) <= 1
         assert len(await jobs.pending()) >= 40
+
+
+async def test_a_writer_that_is_cut_off_leaves_no_lock_behind(tmp_path: Path) -> None:
+    """Whoever keeps the error keeps its cursor, half read, which must not keep the transaction."""
+    loop = asyncio.get_running_loop()
+    async with opened(tmp_path) as database:
+        for _ in range(3):
+            await JobStore(database).insert(new_job())
+
+        async def write() -> None:
+            async with database.write() as session:
+                raw = await (await session.connection()).get_raw_connection()
+                # Heard in the connection's thread: the cancellation is there before the statement's first row.
+                await raw.driver_connection.set_trace_callback(
+                    lambda sql: sql.startswith("SELECT") and loop.call_soon_threadsafe(writing.cancel)
+                )
+                await session.exec(select(Job))
+
+        writing = asyncio.create_task(write())
+        [kept] = await asyncio.gather(writing, return_exceptions=True)
+        assert isinstance(kept, asyncio.CancelledError)
+        with closing(sqlite3.connect(tmp_path / "darkroom.db", timeout=1, isolation_level=None)) as stranger:
+            stranger.execute("BEGIN IMMEDIATE")
+        await JobStore(database).insert(new_job())
+
+
+async def test_a_commit_that_a_cancellation_overtook_is_told(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        committed = asyncio.Event()
+        event.listen(database._writer.sync_engine, "commit", lambda _: committed.set())
+
+        async def write() -> None:
+            async with database.write() as session:
+                session.info[LEAVES_EVENTS] = True
+
+        writing = asyncio.create_task(write())
+        await committed.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert database.events_written.is_set()
+
+
+async def test_an_error_tells_none_of_what_was_written(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        async with database.write() as session:
+            await (await session.connection()).exec_driver_sql(
+                "CREATE TRIGGER no BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+        with pytest.raises(IntegrityError) as caught:
+            await JobStore(database).insert(new_job(prompt=f"a {'hidden'} lighthouse"))
+        assert "a hidden lighthouse" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_a_stranger_who_holds_the_lock_too_long_makes_it_busy(

@@ -142,7 +142,7 @@ async def _undaunted(who: str, work: Callable[[], Coroutine[Any, Any, None]]) ->
 async def _patiently(ask: Callable[[], Coroutine[Any, Any, Found]]) -> Found:
     """Ask the database until it answers, if it may one day. Whoever is cancelled meanwhile waits for the answer still.
 
-    A connection that is cut off in the middle of a transaction may keep the database locked.
+    What was delivered is to be written down, or it is delivered again.
     """
     while True:
         asking = asyncio.create_task(ask())
