@@ -102,6 +102,13 @@ class JobNotFound(NotFound):
         super().__init__(f"There is no job {job_id}.")
 
 
+class PicturesDeleted(NotFound):
+    """A job whose pictures were all deleted."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"The pictures of job {job_id} were deleted.")
+
+
 class KeyNotFound(NotFound):
     def __init__(self, key_id: str) -> None:
         super().__init__(f"There is no key {key_id}.")

@@ -18,6 +18,7 @@ import server.jobs.runs
 from pipelines.errors import ImageFailed
 from server.jobs.events import Follower
 from storage.errors import DatabaseBusy, DiskFull
+from storage.files import MediaFiles
 from storage.images import ImageStore
 from tests.fake_server import PATIENCE, FakeServer, GatedEngine, calling, eventually, gate_before, serving
 
@@ -415,3 +416,31 @@ def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:
         began = time.monotonic()
     reading.join(PATIENCE)
     assert not reading.is_alive() and time.monotonic() - began < PATIENCE
+
+
+def test_a_key_whose_pictures_were_deleted_says_so(fake: FakeServer) -> None:
+    made = fake.post_keyed({"Idempotency-Key": "one"}).json()
+    httpx.delete(f"{fake.url}/api/images/{made['id']}")
+    again = fake.post_keyed({"Idempotency-Key": "one"})
+    assert (again.status_code, again.json()["error"]["code"]) == (404, "not_found")
+    assert "were deleted" in again.json()["error"]["message"] and again.headers.get("x-should-retry") != "true"
+
+
+def test_a_job_tried_again_while_its_former_attempt_ends_is_one_run(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are still being written when it is cancelled and queued anew: the new run begins after the old one."""
+    gate = gate_before(monkeypatch, MediaFiles, "save")
+    job = submit(fake)
+    assert gate.reached.wait(PATIENCE)
+    call(fake, "DELETE", f"/jobs/{job}")
+    with ThreadPoolExecutor() as pool:
+        again = [pool.submit(httpx.post, f"{fake.url}/api/v1/jobs/{job}/retry", timeout=PATIENCE) for _ in range(3)]
+        time.sleep(0.3)
+        gate.open()
+        assert sorted(answer.result().status_code for answer in again) == [202, 409, 409]
+    ended(fake, job)
+    desk = fake.app.state.services.jobs
+    eventually(lambda: desk.find(job) is None)
+    assert fake.rows("SELECT count(*) FROM images") == [(1,)]
+    fake.check_consistent()

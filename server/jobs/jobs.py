@@ -2,23 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 from pipelines.catalog import Catalog
 from server.disconnect import ClientGone
 from server.endings import JobEnd, Listener, tell
-from server.errors import Cancelled, Interrupted, JobFailed
+from server.errors import Cancelled, Interrupted
 from server.jobs.events import Events
 from server.jobs.orders import Order, from_job, to_job
-from server.jobs.results import Result
+from server.jobs.results import Result, result_of
 from server.jobs.runs import Run, Runner
 from server.limits import NO_LIMITS, Limits
 from server.scheduling.loop import Scheduler
 from server.scheduling.queue import Stage
 from server.weights import WeightHashes
 from storage.database import Database
+from storage.errors import IllegalTransition
 from storage.files import MediaFiles
 from storage.images import ImageStore
 from storage.job_lists import JobLists
@@ -102,7 +104,7 @@ class Jobs:
         Raises:
             QueueFull, DiskNearlyFull, Interrupted, KeyReused, LimitReached, NotEnoughCredit: nothing was written.
         """
-        return await asyncio.shield(self._take_apart(order, key))
+        return await asyncio.shield(self._apart(self._take(order, key)))
 
     async def run(self, order: Order, key: ClientKey | None = None) -> Result:
         """Take an order and wait for its end.
@@ -113,23 +115,13 @@ class Jobs:
             QueueFull, DiskNearlyFull, Interrupted, KeyReused, LimitReached, NotEnoughCredit: nothing was written.
             EngineLost, Cancelled, JobFailed, PipelineError, StorageError: why there is no picture.
         """
-        taking = self._take_apart(order, key)
+        taking = self._apart(self._take(order, key))
         try:
             job = await asyncio.shield(taking)
         except asyncio.CancelledError:
             taking.add_done_callback(lambda _: self._abandoned(taking))
             raise
         return await self._follow(job)
-
-    async def result(self, job: JobRecord) -> Result:
-        """What came of a job that ended. Raises Cancelled or JobFailed; Interrupted if it has not ended."""
-        if job.status is JobStatus.COMPLETED:
-            return Result(job, await self.images.of_job(job.owner_id, job.id))
-        if job.status is JobStatus.CANCELLED:
-            raise Cancelled(job.id)
-        if job.status is JobStatus.FAILED:
-            raise JobFailed(job.error_code or "", job.error_message or "")
-        raise Interrupted
 
     async def cancel(self, owner_id: str | None, job_id: str) -> JobRecord:
         """End a job that has not ended. Raises JobNotFound; IllegalTransition."""
@@ -144,17 +136,7 @@ class Jobs:
         Raises:
             JobNotFound, IllegalTransition, QueueFull, DiskNearlyFull, LimitReached, NotEnoughCredit: nothing changed.
         """
-        former = await self.store.get(owner_id, job_id)
-        if former.finished_at is not None and (ending := self._tasks.get(job_id)):
-            await asyncio.wait({ending})  # its last attempt may still be at its files
-        order = replace(from_job(former, catalog), attached=False, limited=limited)
-        if terms := self._terms(order):
-            await self.store.foresee(former, None, terms)
-        self.room.demand()
-        with self._scheduler.reserve(order.entry, order.requests):
-            job = await self.store.retry(owner_id, job_id, terms)
-        self._begin(Run(order, job))
-        return job
+        return await asyncio.shield(self._apart(self._take_again(owner_id, job_id, catalog, limited)))
 
     async def change(
         self, owner_id: str | None, job_id: str, *, priority: int | None = None, to_front: bool = False
@@ -221,9 +203,9 @@ class Jobs:
             await asyncio.wait(pending)
             await asyncio.sleep(0)  # for what is done when a task is
 
-    def _take_apart(self, order: Order, key: ClientKey | None) -> asyncio.Task[JobRecord]:
+    def _apart(self, take: Coroutine[Any, Any, JobRecord]) -> asyncio.Task[JobRecord]:
         """Take an order in a task of its own, which no client can cut in the middle of a row."""
-        taking = asyncio.create_task(self._take(order, key))
+        taking = asyncio.create_task(take)
         self._taking.add(taking)
         taking.add_done_callback(self._taking.discard)
         return taking
@@ -244,6 +226,22 @@ class Jobs:
             if run.stopped is None:
                 self._runner.line_up(run)
                 self._runner.promise(run)
+        return job
+
+    async def _take_again(self, owner_id: str | None, job_id: str, catalog: Catalog, limited: bool) -> JobRecord:
+        former = await self.store.get(owner_id, job_id)
+        if former.finished_at is None:  # were it cancelled from here on, its run would still be ending
+            raise IllegalTransition(job_id, former.status, JobStatus.PENDING)
+        order = replace(from_job(former, catalog), attached=False, limited=limited)
+        if terms := self._terms(order):
+            await self.store.foresee(former, None, terms)
+        self.room.demand()
+        with self._scheduler.reserve(order.entry, order.requests):
+            job = await self.store.retry(owner_id, job_id, terms)
+            while ending := self._tasks.get(job_id):
+                await asyncio.wait({ending})  # its last attempt may still be at its files
+                await asyncio.sleep(0)  # for `_ended`
+            self._begin(Run(order, job))
         return job
 
     def _terms(self, order: Order) -> Terms | None:
@@ -268,7 +266,7 @@ class Jobs:
         """Wait for the end of a job, as one of those who do."""
         run, task = self._runs.get(job.id), self._tasks.get(job.id)
         if run is None or task is None:
-            return await self.result(await self.store.get(job.owner_id, job.id))
+            return await result_of(await self.store.get(job.owner_id, job.id), self.images)
         run.waiting += 1
         try:
             await asyncio.wait({task})
@@ -276,7 +274,7 @@ class Jobs:
             run.waiting -= 1
             self._let_go(run)
             raise
-        return await self.result(task.result())
+        return await result_of(task.result(), self.images)
 
     def _abandoned(self, taking: "asyncio.Task[JobRecord]") -> None:
         """Whoever wanted to wait for a job is gone before it was accepted."""

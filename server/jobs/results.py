@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.request import TokenCount
-from storage.records import ImageRecord, JobRecord
+from server.errors import Cancelled, Interrupted, JobFailed
+from storage.errors import PicturesDeleted
+from storage.images import ImageStore
+from storage.records import ImageRecord, JobRecord, JobStatus
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,20 @@ class Result:
 
 
 NO_OUTCOME: Mapping[str, Any] = {"seconds": 0, "promised": 0, "failures": {}, "prompt": {}, "negative_prompt": {}}
+
+
+async def result_of(job: JobRecord, images: ImageStore) -> Result:
+    """What came of a job that ended.
+
+    Raises:
+        Cancelled, JobFailed: there are no pictures; PicturesDeleted: there are none any more; Interrupted: not yet.
+    """
+    if job.status is JobStatus.COMPLETED:
+        if found := await images.of_job(job.owner_id, job.id):
+            return Result(job, found)
+        raise PicturesDeleted(job.id)
+    if job.status is JobStatus.CANCELLED:
+        raise Cancelled(job.id)
+    if job.status is JobStatus.FAILED:
+        raise JobFailed(job.error_code or "", job.error_message or "")
+    raise Interrupted

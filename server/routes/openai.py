@@ -23,7 +23,7 @@ from server.playground import ImageFacts, image_facts
 from server.routes.jobs import QUEUED, Queued, queued
 from server.schemas import Success, documents
 from server.state import Services
-from storage.errors import DiskFault, DiskFull, MetadataTooLarge
+from storage.errors import DiskFault, DiskFull, MetadataTooLarge, PicturesDeleted
 from storage.files import MediaFiles
 from storage.records import ImageRecord
 
@@ -32,6 +32,7 @@ FAILED = (
     ImageFailed,
     ImageTooLarge,
     ModelUnavailable,
+    PicturesDeleted,
     Interrupted,
     EngineLost,
     DiskFull,
