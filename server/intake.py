@@ -41,5 +41,6 @@ async def read_order(request: Request[Any, Any, Any], services: Services, caller
         InvalidRequest, UnknownModel: naming the field; and what `read_json` raises.
     """
     data = await read_json(request)
+    await services.gate.recheck(caller)
     body, key = read_body(data), client_key(request.headers, data)
     return Intake(body, order_of(body, services.catalog, caller, request.headers.get("traceparent")), key)

@@ -546,3 +546,17 @@ def test_a_pass_that_cannot_be_written_leaves_the_database_closed(tmp_path: Path
         await (await Database.open(tmp_path)).close()  # its lock is free
 
     asyncio.run(start())
+
+
+def test_a_key_that_is_revoked_while_its_body_arrives_gets_nothing_made(tmp_path: Path) -> None:
+    with guarded(tmp_path) as fake, socket.create_connection(("127.0.0.1", fake.port)) as connection:
+        made = make_key(fake)
+        body = json.dumps({"prompt": "a hat"}).encode()
+        head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Authorization: Bearer {made['key']}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body[:3])
+        eventually(lambda: httpx.get(fake.url + "/health").status_code == 200)  # the head is through by now
+        httpx.delete(f"{fake.url}/api/v1/keys/{made['id']}", headers=operator_of(fake))
+        connection.sendall(body[3:])
+        assert b" 401 " in connection.recv(4096).partition(b"\r\n")[0]
+        assert fake.statuses == []

@@ -62,6 +62,15 @@ class Gate:
             raise Unauthenticated(f"This key is unknown, expired or revoked. {HOW}")
         return caller
 
+    async def recheck(self, caller: Caller) -> None:
+        """Look at a credential again, after a body that may have taken its time.
+
+        Raises:
+            Unauthenticated: it was revoked or has expired meanwhile.
+        """
+        if not await self._admits(caller):
+            raise Unauthenticated("This credential was revoked, or has expired, while the request was on its way.")
+
     async def while_admitted(self, caller: Caller, stream: AsyncIterator[T]) -> AsyncIterator[T]:
         """A stream until its end, or until the caller's credential is revoked or expires."""
         looked = monotonic()

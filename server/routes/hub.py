@@ -74,6 +74,7 @@ class Hub(Controller):
     ) -> Response[Success[Queued]] | Response[Success[Ignored]]:
         """Take a CloudEvent; if it asks for pictures, queue a job. The same event again is the same job."""
         event = await read_event(request)
+        await services.gate.recheck(caller)
         fields = _fields(event, services)
         if fields is None:
             reason = f"This server makes nothing of {event.type[:80]}; a table in its models.toml may change that."
